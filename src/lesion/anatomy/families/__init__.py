@@ -1,0 +1,1 @@
+"""One file a family; `lesion.anatomy.family` says what the fields mean."""

@@ -1,0 +1,99 @@
+"""What one family of Hugging Face models is made of, as data: paths of modules, and the few ways in which blocks differ.
+
+A new family is one file in `lesion/anatomy/families/` with one `FAMILY = Family(...)` in it, tiny configurations
+included; every contract test then runs on it.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+Config = Any
+"""A transformers configuration; its attributes differ between families."""
+
+Objective = Literal["causal", "masked", "image"]
+Side = Literal["input", "output"]
+
+
+def _never(config: Config) -> bool:
+    return False
+
+
+def _nothing_refused(config: Config) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Family:
+    """One declarative entry. Paths are relative to the model (`blocks`, `positions`) or to one block (the rest).
+
+    Attributes:
+        model_type: `config.model_type` of the family.
+        architectures: transformers classes that the entry describes.
+        objective: what the head predicts: the next token, masked tokens, or a class.
+        blocks: path of the list of blocks.
+        z: projection whose input is `z` (heads side by side, before the output projection).
+        attn_out: module whose output is what attention adds to the residual stream.
+        mlp_pre: module whose output is the pre-activation (the gate's, in a gated MLP).
+        mlp_post: projection whose input is `mlp_post`.
+        mlp_out: module whose output is what the MLP adds to the residual stream.
+        query, key: projections to queries and keys, or None where q, k and v are one matrix.
+        positions: path of a learned position table, or None (rotary, ALiBi).
+        position_offset: rows of that table that no position uses, given the configuration.
+        post_norm: whether a norm follows each addition to the residual stream.
+        parallel: whether attention and MLP read the same input.
+        attention: attention implementation to load with.
+        refuse: reason why a configuration cannot be studied, or None.
+        unused: regular expressions of tensors that checkpoints may hold and the model class does not use.
+        tiny: tiny configurations (keyword arguments) that the contract tests build.
+    """
+
+    model_type: str
+    architectures: tuple[str, ...]
+    objective: Objective
+    blocks: str
+    z: str
+    attn_out: str
+    mlp_pre: str
+    mlp_post: str
+    mlp_out: str
+    query: str | None = None
+    key: str | None = None
+    positions: str | None = None
+    position_offset: Callable[[Config], int] = lambda config: 0
+    post_norm: Callable[[Config], bool] = _never
+    parallel: Callable[[Config], bool] = _never
+    attention: str = "sdpa"
+    refuse: Callable[[Config], str | None] = _nothing_refused
+    unused: tuple[str, ...] = ()
+    tiny: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def site(self, name: str) -> tuple[str, Side]:
+        """Path in a block and side of a site, by TransformerLens's name; `resid_pre` and `resid_post` are the block's own.
+
+        Raises:
+            KeyError: no such site.
+        """
+        return {
+            "resid_pre": ("", "input"),
+            "z": (self.z, "input"),
+            "attn_out": (self.attn_out, "output"),
+            "mlp_pre": (self.mlp_pre, "output"),
+            "mlp_post": (self.mlp_post, "input"),
+            "mlp_out": (self.mlp_out, "output"),
+            "resid_post": ("", "output"),
+        }[name]  # type: ignore[return-value]
+
+
+SITES = ("resid_pre", "z", "attn_out", "mlp_pre", "mlp_post", "mlp_out", "resid_post")
+
+
+@cache
+def families() -> dict[str, Family]:
+    """All families by `model_type`, one module of `lesion.anatomy.families` each."""
+    package = importlib.import_module("lesion.anatomy.families")
+    modules = [importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)]
+    return {module.FAMILY.model_type: module.FAMILY for module in modules}

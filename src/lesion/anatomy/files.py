@@ -1,0 +1,129 @@
+"""A model folder looked at before anything is loaded: what is there, whether it is whole, and its fingerprint."""
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from lesion.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+HEADER_LIMIT = 100_000_000
+"""Longest safetensors header accepted, in bytes (the format's own limit)."""
+LFS_POINTER = b"version https://git-lfs"
+SAMPLES, SAMPLE_BYTES = 64, 4096
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration as stored.
+
+    Raises:
+        ModelError: missing, not JSON, without a model type, or one that brings code of its own.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} is not a model folder: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{path} names no model_type, so the family cannot be known")
+    if "auto_map" in config:
+        raise ModelError(f"{path} asks for code of its own (auto_map); lesion does not run code that comes with a model")
+    if "quantization_config" in config:
+        raise ModelError(f"{folder} holds packed (quantised) weights, which are not supported; use the unquantised checkpoint")
+    return config
+
+
+def weight_files(folder: Path, *, allow_pickle: bool) -> list[Path]:
+    """The files that hold the weights, each checked to be whole.
+
+    Raises:
+        ModelError: no weights, files missing from the index, paths that leave the folder, pickles without
+            `allow_pickle`, or a damaged file; the message names it.
+    """
+    if (folder / INDEX).is_file():
+        files = _indexed(folder)
+    elif (folder / SINGLE).is_file():
+        files = [folder / SINGLE]
+    elif any((folder / name).is_file() for name in PICKLES):
+        if not allow_pickle:
+            raise ModelError(
+                f"{folder} holds only pickled weights (pytorch_model.bin), which can run code when opened; "
+                "convert them to safetensors, or pass --allow-pickle to read the tensors and nothing else"
+            )
+        return sorted(folder.glob("pytorch_model*.bin"))
+    elif (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder} is an adapter without its base model; merge it into the base first")
+    else:
+        raise ModelError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there")
+    for path in files:
+        check_safetensors(path)
+    return files
+
+
+def _indexed(folder: Path) -> list[Path]:
+    path = folder / INDEX
+    try:
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{path} is not a valid index of weights: {error!r}") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ModelError(f"{path} points outside the model folder: {name!r}")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder} lacks {len(missing)} of {len(names)} weight files: {', '.join(missing)}")
+    return [folder / name for name in names]
+
+
+def check_safetensors(path: Path) -> dict[str, Any]:
+    """Reads the header and checks that the file is as long as it says.
+
+    Returns:
+        The header: tensor name -> dtype, shape, data_offsets.
+
+    Raises:
+        ModelError: an empty file, a Git-LFS pointer, a damaged header, or a truncated file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+        if start == LFS_POINTER:
+            raise ModelError(f"{path} is a Git-LFS pointer, not the weights; run `git lfs pull` in its repository")
+        if size < 8:
+            raise ModelError(f"{path} is too short for a safetensors file: {size} bytes")
+        file.seek(0)
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > min(HEADER_LIMIT, size - 8):
+            raise ModelError(f"{path} is not a whole safetensors file: its header claims {length} of {size} bytes")
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            expected = 8 + length + max(ends, default=0)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ModelError(f"{path} has a damaged safetensors header: {error!r}") from None
+    if expected != size:
+        state = "truncated" if size < expected else "too long"
+        raise ModelError(f"{path} is {state}: its header describes {expected} bytes, the file has {size}")
+    return dict(header)
+
+
+def fingerprint(folder: Path, weights: list[Path]) -> str:
+    """SHA-256 over the configuration and, of each weight file, name, size, header and sampled blocks.
+
+    Cheap for any size: at most 64 blocks of 4 KiB are read of a file, evenly spread, beside its first one.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in weights:
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            for offset in sorted({0, *(size * k // SAMPLES for k in range(SAMPLES)), max(0, size - SAMPLE_BYTES)}):
+                file.seek(offset)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,202 @@
+"""Loading a model for study: nothing is guessed, re-initialised or converted in silence."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lesion.anatomy import files
+from lesion.anatomy.anatomy import Anatomy, dissect
+from lesion.anatomy.family import Family, families
+from lesion.anatomy.source import resolve
+from lesion.errors import InputError, ModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model and what is needed to say later which one it was.
+
+    Attributes:
+        name: as the user gave it.
+        anatomy: its parts; `anatomy.model` is the plain `PreTrainedModel`.
+        tokenizer: of the model's folder, or None for image models.
+        fingerprint: of configuration and weights (`files.fingerprint`); None for a model that was passed in memory.
+    """
+
+    name: str
+    anatomy: Anatomy
+    tokenizer: Any
+    fingerprint: str | None
+
+    def describe(self) -> dict[str, Any]:
+        """The facts for a run's manifest."""
+        a = self.anatomy
+        return {
+            "name": self.name,
+            "family": a.family.model_type,
+            "architecture": type(a.model).__name__,
+            "objective": a.objective,
+            "n_layers": a.n_layers,
+            "d_model": a.d_model,
+            "d_z": a.d_z,
+            "d_mlp": a.d_mlp,
+            "n_heads": a.n_heads,
+            "n_kv_heads": a.n_kv_heads,
+            "n_positions": a.n_positions,
+            "vocabulary": a.vocabulary,
+            "norm": a.norm,
+            "parallel": a.parallel,
+            "n_parameters": sum(p.numel() for p in a.model.parameters()),
+            "attention": a.model.config._attn_implementation,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", allow_pickle: bool = False) -> Model:
+    """Loads a model by folder, `zoo:NAME` or hub id, in eval mode, with every weight accounted for.
+
+    Args:
+        device: `auto` takes CUDA where there is one.
+        dtype: `auto` is float32 on the CPU (exact for every stored format) and the checkpoint's own on a GPU.
+        allow_pickle: read `pytorch_model.bin` with `weights_only=True` where there is nothing else.
+
+    Raises:
+        ModelError: the model is missing, damaged, unsupported or contradictory.
+        InputError: no such device or dtype.
+    """
+    folder = resolve(str(name), allow_pickle=allow_pickle)
+    stored = files.read_config(folder)
+    family = families().get(stored["model_type"])
+    if family is None:
+        raise ModelError(f"{name} is of family {stored['model_type']!r}, which is not known; known: {', '.join(sorted(families()))}")
+    weights = files.weight_files(folder, allow_pickle=allow_pickle)
+    place = _device(device)
+    model = _build(folder, family, _dtype(dtype, place), place)
+    _refuse_non_finite(model, name)
+    anatomy = dissect(model)
+    return Model(str(name), anatomy, _tokenizer(folder, family), files.fingerprint(folder, weights))
+
+
+def adopt(model: nn.Module, tokenizer: Any, *, name: str | None = None) -> Model:
+    """A model that the user already holds in memory, put into eval mode by the engine while it runs.
+
+    Raises:
+        ModelError: its family is not known or contradicts its weights.
+    """
+    return Model(name or getattr(model, "name_or_path", "") or type(model).__name__, dissect(model), tokenizer, None)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name} was asked for, but this machine has no usable CUDA device")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if name not in DTYPES:
+        raise InputError(f"--dtype {name!r} is not known; use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _build(folder: Path, family: Family, dtype: torch.dtype | str, device: torch.device) -> nn.Module:
+    import transformers
+    from safetensors import SafetensorError
+    from transformers import AutoConfig
+
+    architecture = getattr(transformers, family.architectures[0])
+    with _quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            if reason := family.refuse(config):
+                raise ModelError(f"{folder} cannot be studied: {reason}")
+            model, info = architecture.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=family.attention,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except ModelError:
+            raise
+        except SafetensorError as error:
+            raise ModelError(f"the weights in {folder} are damaged: {error}") from None
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+            raise ModelError(f"transformers cannot load {folder}: {_first_line(error)}") from error
+    _refuse_loose_ends(folder, family, info)
+    return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def _refuse_loose_ends(folder: Path, family: Family, info: dict[str, Any]) -> None:
+    """transformers initialises missing tensors at random and passes over unexpected ones; a study must not."""
+    if mismatched := sorted(map(str, info["mismatched_keys"])):
+        raise ModelError(f"weights and configuration of {folder} disagree on shapes: {_some(mismatched)}")
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"{folder} lacks {len(missing)} tensors that its configuration asks for: {_some(missing)}")
+    unused = [re.compile(pattern) for pattern in family.unused]
+    unexpected = sorted(key for key in info["unexpected_keys"] if not any(pattern.match(key) for pattern in unused))
+    if unexpected:
+        raise ModelError(f"{folder} holds {len(unexpected)} tensors that its configuration has no place for: {_some(unexpected)}")
+
+
+def _refuse_non_finite(model: nn.Module, name: object) -> None:
+    for key, parameter in model.named_parameters():
+        if not torch.isfinite(parameter.sum(dtype=torch.float32)) and not torch.isfinite(parameter).all():
+            index = (~torch.isfinite(parameter)).nonzero()[0].tolist()
+            raise ModelError(f"{name}: weight {key}{index} is {parameter[tuple(index)].item()}; numbers from it would mean nothing")
+
+
+def _tokenizer(folder: Path, family: Family) -> Any:
+    if family.objective == "image":
+        return None
+    from transformers import AutoTokenizer
+
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
+    if not any((folder / name).is_file() for name in names):
+        raise ModelError(f"{folder} has no tokenizer: none of {', '.join(names)} is there")
+    with _quiet_transformers():
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            raise ModelError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """transformers' loading report is replaced by our own errors."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,22 @@
+"""How it runs: sweeps of lanes over batches, one pass over the blocks for all of them."""
+
+from lesion.engine.lanes import Lane, Walk, lay_out
+from lesion.engine.plan import Plan, make_plan
+from lesion.engine.skeleton import Call, Skeleton
+from lesion.engine.sweep import METRICS, Incident, SweepState, sweep
+from lesion.engine.verify import verify
+
+__all__ = [
+    "METRICS",
+    "Call",
+    "Incident",
+    "Lane",
+    "Plan",
+    "Skeleton",
+    "SweepState",
+    "Walk",
+    "lay_out",
+    "make_plan",
+    "sweep",
+    "verify",
+]

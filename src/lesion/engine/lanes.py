@@ -1,0 +1,152 @@
+"""Lanes: variants of the forward pass that walk through the blocks together, sharing what they have in common."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lesion.anatomy import Anatomy
+from lesion.engine.skeleton import Call
+from lesion.interventions.hooks import Hook, Operator, hooked
+from lesion.interventions.intervention import ActivationEdit, Intervention, Order, combine, hidden_of
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One variant of the forward pass, laid out for a model of known depth.
+
+    Attributes:
+        name: of its intervention; the clean lane's is `clean`.
+        order: the block that runs at each step, None to pass.
+        edits: changes of activations, by block.
+        fork: the first step at which it differs from the clean lane; the number of blocks if it never does.
+    """
+
+    name: str
+    order: Order
+    edits: dict[int, tuple[ActivationEdit, ...]]
+    fork: int
+
+
+def lay_out(interventions: Sequence[Intervention], n_layers: int, *, base: Intervention | None = None) -> list[Lane]:
+    """The clean lane (the model under `base`, or as it is) and one lane an intervention on top of it.
+
+    Raises:
+        InterventionError: an intervention names a block that is not there.
+    """
+    clean = _lane("clean", base or Intervention("clean"), n_layers, None)
+    lanes = [clean]
+    for intervention in interventions:
+        whole = combine([base, intervention]) if base else intervention
+        lanes.append(_lane(intervention.name, whole, n_layers, clean))
+    return lanes
+
+
+def _lane(name: str, intervention: Intervention, n_layers: int, clean: Lane | None) -> Lane:
+    order = intervention.order(n_layers)
+    edits = {layer: found for layer in range(n_layers) if (found := intervention.edits_of(layer))}
+    fork = n_layers if clean is None else _fork(clean, order, edits)
+    return Lane(name, order, edits, fork)
+
+
+def _fork(clean: Lane, order: Order, edits: dict[int, tuple[ActivationEdit, ...]]) -> int:
+    for step, (ours, theirs) in enumerate(zip(order, clean.order, strict=True)):
+        if ours != theirs or (ours is not None and edits.get(ours) != clean.edits.get(ours)):
+            return step
+    return len(order)
+
+
+Streams = dict[int, Float[Tensor, "batch token d_model"]]
+"""The residual stream of each lane that is alive, by the lane's index."""
+
+
+@dataclass
+class Walk:
+    """Walks lanes through the blocks.
+
+    Attributes:
+        stack_tokens: most tokens in one call of a block, unless a single lane has more.
+        on_broken: called with a lane's index and the step at which its residual stream stopped being finite.
+        changed: indices of lanes whose edits have changed a tensor at least once.
+    """
+
+    anatomy: Anatomy
+    lanes: Sequence[Lane]
+    stack_tokens: int
+    on_broken: Callable[[int, int], None]
+    changed: set[int] = field(default_factory=set)
+
+    def run(self, stream: Float[Tensor, "batch token d_model"], calls: Sequence[Call], group: Sequence[int]) -> Streams:
+        """Advances the clean lane (index 0) and the lanes of `group` through all blocks.
+
+        A lane lives from its fork on; before it, the clean lane's stream is its own.
+
+        Returns:
+            The stream after the last block of the clean lane and of each lane of the group.
+        """
+        streams: Streams = {0: stream}
+        for step in range(self.anatomy.n_layers):
+            streams |= {index: streams[0] for index in group if self.lanes[index].fork == step}
+            for block, indices in self._by_block(streams, step):
+                for stack in self._stacks(indices, stream.shape[0] * stream.shape[1]):
+                    self._advance(streams, stack, block, calls[block], step)
+        return streams | {index: streams[0] for index in group if index not in streams}
+
+    def _by_block(self, streams: Streams, step: int) -> list[tuple[int, list[int]]]:
+        """The lanes alive, by the block that they run at this step; lanes that pass are left out."""
+        by_block: dict[int, list[int]] = {}
+        for index in sorted(streams):
+            block = self.lanes[index].order[step]
+            if block is not None:
+                by_block.setdefault(block, []).append(index)
+        return sorted(by_block.items())
+
+    def _stacks(self, indices: list[int], tokens: int) -> Iterator[list[int]]:
+        size = max(1, self.stack_tokens // tokens)
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
+
+    def _advance(self, streams: Streams, stack: list[int], block: int, call: Call, step: int) -> None:
+        rows = torch.cat([streams[index] for index in stack]) if len(stack) > 1 else streams[stack[0]]
+        grown = call.grown(len(stack))
+        module = self.anatomy.blocks[block]
+        hooks = self._hooks(stack, block)
+        if hooks:
+            with hooked(hooks):
+                output = hidden_of(module(rows, *grown.arguments, **grown.keywords))
+        else:
+            output = hidden_of(module(rows, *grown.arguments, **grown.keywords))
+        whole = bool(torch.isfinite(output.sum(dtype=torch.float32)))
+        for index, part in zip(stack, output.chunk(len(stack)), strict=True):
+            streams[index] = part
+            if not whole and not torch.isfinite(part).all():
+                self.on_broken(index, step)
+
+    def _hooks(self, stack: list[int], block: int) -> list[Hook]:
+        return [
+            Hook(*self.anatomy.site(block, edit.site), self._on_rows(edit, index, place, len(stack)), edit.label)
+            for place, index in enumerate(stack)
+            for edit in self.lanes[index].edits.get(block, ())
+        ]
+
+    def _on_rows(self, edit: ActivationEdit, index: int, place: int, lanes: int) -> Operator:
+        """The operator on one lane's rows of a stacked tensor, whose first axis holds the lanes in equal parts.
+
+        (That axis is sequences, or sequences x tokens where a family flattens them.)
+        """
+
+        def operator(stacked: Tensor) -> Tensor:
+            size = stacked.shape[0] // lanes
+            rows = stacked[place * size : (place + 1) * size]
+            edited = edit.operator(rows)
+            if index not in self.changed and not torch.equal(edited, rows):
+                self.changed.add(index)
+            if lanes == 1:
+                return edited
+            stacked = stacked.clone()
+            stacked[place * size : (place + 1) * size] = edited
+            return stacked
+
+        return operator

@@ -1,0 +1,116 @@
+"""A model's own forward without its blocks: embeddings, masks and rotary tables on the way in, norm and head on the way out.
+
+While the skeleton runs, every block is a pass-through. On the way in it notes the arguments that its block would have
+been called with; on the way out the last one puts a chunk of residual stream in the place of what came, so that the
+model's own final norm, projections and head run on it. Nothing of any family's forward is written again.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lesion.anatomy import Anatomy
+from lesion.data import Batch
+from lesion.errors import ModelError
+from lesion.interventions.hooks import forwards_replaced
+from lesion.interventions.intervention import split_hidden
+
+
+class _Captured(Exception):
+    """Ends a forward once the last block has been reached: norm and head have nothing to say yet."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a block was called with besides the hidden state, for a batch of `batch_size` sequences."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    batch_size: int
+
+    def grown(self, copies: int) -> "Call":
+        """The same call for `copies` of the batch stacked on each other.
+
+        Tensors that hold a row for each sequence are repeated; those that hold one row for all (also as a stride of
+        0) are left to broadcasting.
+        """
+        if copies == 1:
+            return self
+        return Call(
+            _grown(self.arguments, self.batch_size, copies),
+            _grown(self.keywords, self.batch_size, copies),
+            self.batch_size * copies,
+        )
+
+
+def _grown(value: Any, batch_size: int, copies: int) -> Any:
+    if isinstance(value, dict):
+        return {key: _grown(item, batch_size, copies) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_grown(item, batch_size, copies) for item in value)
+    if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[0] != batch_size or batch_size == 1:
+        return value
+    if value.stride(0) == 0:
+        return value[:1]
+    return value.repeat(copies, *(1 for _ in value.shape[1:]))
+
+
+class Skeleton:
+    """Runs the parts of a model around its blocks."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self._anatomy = anatomy
+
+    def enter(self, batch: Batch) -> tuple[Float[Tensor, "batch token d_model"], list[Call]]:
+        """The residual stream that reaches block 0, and the call of every block.
+
+        Raises:
+            ModelError: something happens between two blocks, or a block is not reached once: then blocks cannot be run
+                by themselves, and the family's entry in the anatomy is wrong.
+        """
+        blocks = self._anatomy.blocks
+        calls: list[Call] = []
+        streams: list[Tensor] = []
+
+        def forward_of(layer: int) -> Any:
+            def forward(*arguments: Any, **keywords: Any) -> Tensor:
+                hidden, rest, keywords = split_hidden(arguments, keywords)
+                if len(calls) != layer or (streams and hidden is not streams[-1]):
+                    raise ModelError(f"the model changes the residual stream between block {layer - 1} and block {layer}")
+                calls.append(Call(rest, keywords, hidden.shape[0]))
+                streams.append(hidden)
+                if layer == len(blocks) - 1:
+                    raise _Captured
+                return hidden
+
+            return forward
+
+        replacements = {block: forward_of(layer) for layer, block in enumerate(blocks)}
+        with contextlib.suppress(_Captured), forwards_replaced(replacements):
+            self._anatomy.model(**batch.model_inputs(), **self._options())
+        if len(calls) != len(blocks):
+            raise ModelError(f"the model ran {len(calls)} of its {len(blocks)} blocks")
+        return streams[0], calls
+
+    def leave(self, chunk: Float[Tensor, "position d_model"]) -> Float[Tensor, "position vocabulary"]:
+        """Logits of positions of the residual stream after the last block: final norm, projections, soft-cap and head."""
+        blocks = self._anatomy.blocks
+        stand_in = torch.zeros((1, 1), dtype=torch.long, device=chunk.device)
+
+        def pass_through(*arguments: Any, **keywords: Any) -> Tensor:
+            return split_hidden(arguments, keywords)[0]
+
+        replacements: dict[Any, Any] = dict.fromkeys(blocks, pass_through)
+        replacements[blocks[-1]] = lambda *arguments, **keywords: chunk.unsqueeze(1)
+        with forwards_replaced(replacements):
+            output = self._anatomy.model(input_ids=stand_in, **self._options())
+        logits: Tensor = output.logits
+        return logits.flatten(0, -2)
+
+    def _options(self) -> dict[str, Any]:
+        return {"use_cache": False} if self._anatomy.objective == "causal" else {}
+

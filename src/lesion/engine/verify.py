@@ -1,0 +1,63 @@
+"""A look at the user's own model before a study trusts its anatomy with it."""
+
+import torch
+from torch import Tensor
+
+from lesion.anatomy import SITES
+from lesion.anatomy.anatomy import Anatomy
+from lesion.data import Batch
+from lesion.engine.lanes import Walk, lay_out
+from lesion.engine.skeleton import Skeleton
+from lesion.errors import ModelError
+from lesion.interventions.hooks import Hook, hooked
+
+@torch.inference_mode()
+def verify(anatomy: Anatomy, batch: Batch) -> None:
+    """Checks, on one batch, what the engine takes for granted.
+
+    Blocks run one by one and the tail in chunks give the logits that the model's own forward gives; every site fires
+    in every block; in pre-norm families what attention and MLP add is all that a block adds.
+
+    Raises:
+        ModelError: one of these does not hold.
+    """
+    seen: dict[tuple[int, str], Tensor] = {}
+
+    def watch(layer: int, site: str) -> Hook:
+        def operator(tensor: Tensor) -> Tensor:
+            seen[layer, site] = tensor
+            return tensor
+
+        return Hook(*anatomy.site(layer, site), operator, f"block {layer}, {site}")
+
+    whole = anatomy.model(**batch.model_inputs()).logits
+    skeleton = Skeleton(anatomy)
+    stream, calls = skeleton.enter(batch)
+    hooks = [watch(layer, site) for layer in range(anatomy.n_layers) for site in SITES]
+    with hooked(hooks):
+        walk = Walk(anatomy, lay_out([], anatomy.n_layers), stack_tokens=1, on_broken=lambda index, step: None)
+        stream = walk.run(stream, calls, [])[0]
+    logits = skeleton.leave(stream[batch.keep])
+    _check_logits(logits.float(), whole.flatten(0, -2)[batch.keep.flatten()].float(), anatomy.dtype)
+    if anatomy.norm == "pre":
+        _check_additive(anatomy, seen)
+
+
+def _check_logits(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
+    scale, worst = theirs.abs().max(), (ours - theirs).abs().max()
+    # The head on chunks of rows and on a whole batch may round differently: some units in the last place of the dtype.
+    if not worst <= 64 * torch.finfo(dtype).eps * scale:
+        raise ModelError(f"blocks run one by one miss the model's own logits by {worst:.3g} (of {scale:.3g}); its anatomy is wrong")
+
+
+def _check_additive(anatomy: Anatomy, seen: dict[tuple[int, str], Tensor]) -> None:
+    limit = 8 * torch.finfo(anatomy.dtype).eps  # rounding of the additions, and no more
+    for layer in range(anatomy.n_layers):
+        before, after = seen[layer, "resid_pre"].double(), seen[layer, "resid_post"].double()
+        added = sum(seen[layer, site].double().reshape(before.shape) for site in ("attn_out", "mlp_out"))
+        miss = (before + added - after).norm() / after.norm()
+        if not miss <= limit:
+            raise ModelError(
+                f"in block {layer} resid_pre + attn_out + mlp_out misses resid_post by {miss:.2g} of its norm; "
+                "the sites of this family are not where its anatomy says"
+            )

@@ -1,0 +1,181 @@
+"""A run folder as the one process that fills it sees it: locked, resumable, committed file by file."""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from lesion.errors import RunFolderError
+from lesion.results import canonical, layout
+from lesion.results import manifest as manifests
+from lesion.results import tables as files
+from lesion.results.atomic import write_bytes
+from lesion.results.lock import FolderLock
+from lesion.results.manifest import SCHEMA
+from lesion.results.shards import ShardStore
+
+__all__ = ["SCHEMA", "RunFolder", "Status"]
+
+Status = Literal["running", "complete", "partial", "failed"]
+
+
+class RunFolder:
+    """The folder of one run, held under a lock.
+
+    Attributes:
+        path: the folder.
+        manifest: what `run.json` holds now; change it with `update`.
+    """
+
+    def __init__(self, path: Path, lock: FolderLock, manifest: dict[str, Any]) -> None:
+        """Use `RunFolder.open`."""
+        self.path = path
+        self.manifest = manifest
+        self._lock = lock
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        identity: Mapping[str, object],
+        manifest: Mapping[str, object],
+        overwrite: bool = False,
+    ) -> "RunFolder":
+        """Opens a new run folder, or the one of an earlier start of the same run.
+
+        Args:
+            path: the folder; made where it does not exist.
+            identity: everything that determines the numbers (study, arguments, fingerprints, version), as JSON.
+            manifest: the other fields of `run.json`; a resumed run keeps those it has and takes these over them.
+            overwrite: empties the folder of an earlier run first.
+
+        Raises:
+            RunFolderError: the folder is a file, foreign, locked, read-only, damaged, or of another run.
+        """
+        folder = Path(path)
+        layout.preflight(folder)
+        lock = FolderLock(folder)
+        try:
+            layout.sweep(folder)
+            return cls(folder, lock, _opened(folder, identity, manifest, overwrite))
+        except OSError as error:
+            lock.release()
+            raise RunFolderError(f"cannot use {folder}: {error.strerror or error}; pass another --out") from error
+        except BaseException:
+            lock.release()
+            raise
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run ended complete; `open` reopens one whose tables or arrays were since lost or changed."""
+        return bool(self.manifest["status"] == "complete")
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Writes `tables/<name>.parquet` (without the index) and records its rows, columns and digest."""
+        self._record("tables", name, files.write_table(self.path, name, table))
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        """Reads a recorded table back; raises `RunFolderError` where it is not what was written."""
+        return files.read_table(self.path, name, self.manifest["tables"].get(name))
+
+    def write_arrays(
+        self, name: str, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Writes `arrays/<name>.safetensors` and records shapes and digest."""
+        self._record("arrays", name, files.write_arrays(self.path, name, arrays, metadata))
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Reads recorded arrays back; raises `RunFolderError` where they are not what was written."""
+        return files.read_arrays(self.path, name, self.manifest["arrays"].get(name))
+
+    def log(self, line: str) -> None:
+        """Appends one line, with the time, to `log.txt`; line breaks and control characters are escaped."""
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        descriptor = os.open(self.path / layout.LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(descriptor, f"{manifests.now()} {shown}\n".encode("utf-8", "backslashreplace"))
+        finally:
+            os.close(descriptor)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes one of the run's own text files at the top of the folder, such as `report.html`, atomically."""
+        if name not in layout.FILES - {layout.MANIFEST, layout.LOCK, layout.HOLDER}:
+            raise ValueError(f"not a text file of a run folder: {name!r}")
+        write_bytes(self.path / name, text.encode("utf-8"))
+
+    def shard_store(self, plan: str) -> ShardStore:
+        """The shards of `plan` (a digest), which is recorded; shards of any other plan count as missing."""
+        self.update(plan=plan)
+        return ShardStore(self.path / "shards", plan)
+
+    def update(self, **fields: object) -> None:
+        """Sets fields of the manifest and commits it."""
+        self.manifest = canonical.normalised({**self.manifest, **fields})
+        manifests.write(self.path / layout.MANIFEST, self.manifest)
+
+    def finish(self, status: Status, **fields: object) -> None:
+        """Ends the run (`running` reopens it); the shards go once a run is complete."""
+        if status not in manifests.STATUSES:
+            raise ValueError(f"no such status: {status!r}; one of {', '.join(manifests.STATUSES)}")
+        finished = None if status == "running" else manifests.now()
+        self.update(**{**fields, "status": status, "finished": finished})
+        if status == "complete":
+            ShardStore(self.path / "shards", "").clear()
+
+    def release(self) -> None:
+        """Gives up the lock; done by the context manager."""
+        self._lock.release()
+
+    def __enter__(self) -> "RunFolder":
+        """The folder itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Releases the lock; a run that an exception ended is marked so: partial when interrupted, else failed."""
+        try:
+            if error is not None and self.manifest["status"] == "running":
+                status: Status = "failed" if isinstance(error, Exception) else "partial"
+                with suppress(RunFolderError):  # a full disk must not hide the error that ended the run
+                    self.finish(status, reason=f"{type(error).__name__}: {error}"[:500])
+        finally:
+            self.release()
+
+    def _record(self, kind: str, name: str, record: dict[str, Any]) -> None:
+        self.update(**{kind: {**self.manifest[kind], name: record}})
+
+
+def _opened(
+    folder: Path, identity: Mapping[str, object], fields: Mapping[str, object], overwrite: bool
+) -> dict[str, Any]:
+    path = folder / layout.MANIFEST
+    new = manifests.fresh(identity, fields)
+    if overwrite:
+        layout.empty(folder)
+    if overwrite or not path.exists():
+        manifests.write(path, new)
+        return new
+    old = manifests.read(path)
+    _same_run(folder, old["identity"], new["identity"])
+    if old["status"] == "complete" and not files.damaged(folder, old):
+        return old
+    kept: dict[str, Any] = {key: old[key] for key in ("started", "plan", "tables", "arrays", "shards") if key in old}
+    resumed: dict[str, Any] = {**old, **new, **kept, "resumed": old.get("resumed", 0) + 1}
+    resumed.pop("reason", None)
+    manifests.write(path, resumed)
+    return resumed
+
+
+def _same_run(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    lines = canonical.differences(old, new)
+    if lines:
+        raise RunFolderError(
+            f"{folder} belongs to another run ({'; '.join(lines)}); pass --overwrite to replace it, or another --out"
+        )
