@@ -1,0 +1,53 @@
+"""Find out what the parts of a transformer do, by taking them away and by watching them fire."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lesion.anatomy import load
+    from lesion.data import load_images, load_text
+    from lesion.errors import LesionError
+    from lesion.interventions import Intervention, combine, drop, drop_attn, drop_mlp, parse, swap
+    from lesion.studies.layers import layers
+    from lesion.studies.setting import Outcome, Reading
+
+_HOMES = {
+    "Intervention": "lesion.interventions",
+    "LesionError": "lesion.errors",
+    "Outcome": "lesion.studies.setting",
+    "Reading": "lesion.studies.setting",
+    "combine": "lesion.interventions",
+    "drop": "lesion.interventions",
+    "drop_attn": "lesion.interventions",
+    "drop_mlp": "lesion.interventions",
+    "layers": "lesion.studies.layers",
+    "load": "lesion.anatomy",
+    "load_images": "lesion.data",
+    "load_text": "lesion.data",
+    "parse": "lesion.interventions",
+    "swap": "lesion.interventions",
+}
+
+__all__ = [
+    "Intervention",
+    "LesionError",
+    "Outcome",
+    "Reading",
+    "combine",
+    "drop",
+    "drop_attn",
+    "drop_mlp",
+    "layers",
+    "load",
+    "load_images",
+    "load_text",
+    "parse",
+    "swap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports torch and transformers only once something that needs them is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lesion' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

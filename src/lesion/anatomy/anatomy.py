@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lesion.anatomy.family import Family, Objective, Side, families
+from lesion.anatomy.family import SITES, Family, Objective, Side, families
 from lesion.errors import ModelError
 
 
@@ -20,6 +20,7 @@ class Anatomy:
         d_z: n_heads x d_head, the width of `z`; not d_model in every model.
         n_positions: the longest sequence that the model can read, specials included.
         vocabulary: rows of the unembedding (classes for an image classifier).
+        n_token_ids: rows of the embedding, the ids that the model can read (0 for images).
         norm: `post` where a norm follows each addition to the residual stream.
         parallel: whether attention and MLP of a block read the same input.
     """
@@ -35,6 +36,7 @@ class Anatomy:
     n_kv_heads: int
     n_positions: int
     vocabulary: int
+    n_token_ids: int
     norm: Literal["pre", "post"]
     parallel: bool
 
@@ -84,6 +86,9 @@ def dissect(model: nn.Module) -> Anatomy:
         raise ModelError(
             f"{architecture} has {len(blocks)} blocks in {family.blocks}, its configuration says {config.num_hidden_layers}"
         )
+    for layer, block in enumerate(blocks):
+        for site in SITES:
+            _part(block, family.site(site)[0], f"block {layer} of {architecture}")
     d_z, d_model = _same(blocks, family.z, architecture)
     d_mlp, d_out = _same(blocks, family.mlp_post, architecture)
     if d_out != d_model:
@@ -100,7 +105,8 @@ def dissect(model: nn.Module) -> Anatomy:
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         n_positions=_positions(model, family, config),
-        vocabulary=model.get_output_embeddings().weight.shape[0],
+        vocabulary=_part(model, family.unembed, architecture).weight.shape[0],
+        n_token_ids=_token_ids(model, family),
         norm="post" if family.post_norm(config) else "pre",
         parallel=family.parallel(config),
     )
@@ -149,3 +155,7 @@ def _positions(model: nn.Module, family: Family, config: object) -> int:
         return int(config.max_position_embeddings)  # type: ignore[attr-defined]
     table = _part(model, family.positions, type(model).__name__)
     return int(table.weight.shape[0]) - family.position_offset(config)
+
+
+def _token_ids(model: nn.Module, family: Family) -> int:
+    return 0 if family.objective == "image" else int(model.get_input_embeddings().weight.shape[0])

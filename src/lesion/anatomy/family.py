@@ -28,7 +28,7 @@ def _nothing_refused(config: Config) -> str | None:
 
 @dataclass(frozen=True)
 class Family:
-    """One declarative entry. Paths are relative to the model (`blocks`, `positions`) or to one block (the rest).
+    """One declarative entry. Paths are relative to the model (`blocks`, `positions`, `unembed`) or to one block (the rest).
 
     Attributes:
         model_type: `config.model_type` of the family.
@@ -40,6 +40,7 @@ class Family:
         mlp_pre: module whose output is the pre-activation (the gate's, in a gated MLP).
         mlp_post: projection whose input is `mlp_post`.
         mlp_out: module whose output is what the MLP adds to the residual stream.
+        unembed: path of the last linear layer of the head.
         query, key: projections to queries and keys, or None where q, k and v are one matrix.
         positions: path of a learned position table, or None (rotary, ALiBi).
         position_offset: rows of that table that no position uses, given the configuration.
@@ -60,6 +61,7 @@ class Family:
     mlp_pre: str
     mlp_post: str
     mlp_out: str
+    unembed: str
     query: str | None = None
     key: str | None = None
     positions: str | None = None

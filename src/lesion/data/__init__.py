@@ -2,6 +2,7 @@
 
 from lesion.data.batches import Batch, plan_batches
 from lesion.data.images import ImageData, load_images
-from lesion.data.tokens import TextData, load_text
+from lesion.data.text import TextData
+from lesion.data.tokens import load_text
 
 __all__ = ["Batch", "ImageData", "TextData", "load_images", "load_text", "plan_batches"]

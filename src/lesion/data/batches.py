@@ -66,7 +66,7 @@ def plan_batches(
 
     Documents are taken longest first (ties by index). A batch ends where the next document would make its padded size
     exceed `max_tokens`, or would be padded by more than a quarter of the longest; and, so that equal lengths
-    run unpadded, at a change of length once the batch is half full.
+    run unpadded, after two or more of the same length that fill half of it.
 
     Args:
         lengths: tokens of each document.
@@ -91,7 +91,8 @@ def plan_batches(
         size = len(batches[-1]) if batches else 0
         full = size >= capacity
         too_short = longest - length > MAX_PADDING * longest
-        if full or too_short or (length < previous == longest and 2 * size >= capacity):
+        half_full = size > 1 and 2 * size >= capacity
+        if full or too_short or (length < previous == longest and half_full):
             batches.append([])
             longest = length
             capacity = max(1, max_tokens // length)

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from lesion.errors import InputError
 
@@ -38,6 +38,7 @@ class BadRows:
         self.count += 1
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where the documents of one domain come from."""
 
@@ -62,8 +63,7 @@ def usable_text(value: object, where: str, bad_rows: BadRows) -> str | None:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         bad_rows.reject(
-            f"{where}: character {error.start} of the text is U+{ord(value[error.start]):04X}, "
-            "a lone surrogate or a byte that is not UTF-8"
+            f"{where}: character {error.start} of the text is U+{ord(value[error.start]):04X}, a lone surrogate"
         )
         return None
     return value

@@ -11,13 +11,13 @@ from lesion.data.rows import ROW_READERS
 from lesion.errors import InputError
 
 # What a folder is searched for. A file that is named, or that a glob matches, may have any suffix.
-TEXT_SUFFIXES = frozenset(
-    ".txt .text .md .markdown .rst .adoc .org .tex .html .htm .xml .css .scss .py .pyi .pyx .ipynb .js .jsx .ts .tsx "
-    ".mjs .java .kt .scala .groovy .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .m .mm .cs .fs .go .rs .swift .rb .php .pl "
-    ".pm .lua .r .jl .hs .ml .mli .ex .exs .erl .clj .lisp .el .scm .f .f90 .pas .d .nim .zig .dart .v .sv .vhd .sql "
-    ".sh .bash .zsh .fish .ps1 .bat .vim .awk .cmake .mk .toml .yaml .yml .ini .cfg .proto .graphql .tf .lean .log "
-    ".srt .vtt".split()
-)
+TEXT_KINDS = """
+    txt text md markdown rst adoc org tex html htm xml css scss srt vtt log py pyi pyx js jsx ts tsx mjs java kt scala
+    groovy c h cc cpp cxx hh hpp cu cuh m mm cs fs go rs swift rb php pl pm lua r jl hs ml mli ex exs erl clj lisp el
+    scm f f90 pas d nim zig dart v sv vhd sql sh bash zsh fish ps1 bat vim awk cmake mk toml yaml yml ini cfg proto
+    graphql tf lean
+"""
+TEXT_SUFFIXES = frozenset(f".{kind}" for kind in TEXT_KINDS.split())
 # `.json` in a folder is configuration more often than rows of text: it is read where it is named.
 FOLDER_SUFFIXES = TEXT_SUFFIXES | {".jsonl", ".ndjson", ".parquet", ".csv", ".tsv"}
 SNIFFED_BYTES = 8192

@@ -1,8 +1,6 @@
-"""Pictures as a model sees them: embedded digits, a folder, or a dataset of the hub."""
+"""Pictures as a model sees them."""
 
 import hashlib
-import io
-import itertools
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,45 +11,46 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from lesion.data.batches import NO_TARGET, Batch
-from lesion.data.documents import hash_order
-from lesion.data.hub import parse_hub_spec, stream_rows
+from lesion.data.hub import parse_hub_spec
+from lesion.data.pictures import Picture, embedded_digits, folder_pictures, hub_pictures
 from lesion.data.sources import split_name
 from lesion.errors import InputError
 
 ImageProcessor = Any  # a transformers image processor; transformers is not imported for its name
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
-IMAGE_COLUMNS = ("image", "img", "picture", "photo")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
 MODES = {1: "L", 3: "RGB"}
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """One encoded picture: a file, or PNG bytes with a name for messages."""
+class Preparation:
+    """From encoded pictures to normalised pixels."""
 
-    name: str
-    content: Path | bytes
-    label: int = NO_TARGET
+    size: int
+    channels: int
+    processor: ImageProcessor | None
 
-    def encoded(self) -> bytes:
-        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+    def pixels(self, pictures: Sequence[Picture]) -> Float[Tensor, "batch channel height width"]:
+        images = [picture.decoded(MODES[self.channels]) for picture in pictures]
+        if self.processor is None:
+            resized = [image.resize((self.size, self.size), Image.Resampling.BILINEAR) for image in images]
+            values = np.stack([np.asarray(image, dtype=np.float32) for image in resized]) / 255
+            values = values.reshape(len(images), self.size, self.size, self.channels).transpose(0, 3, 1, 2)
+            return torch.from_numpy(np.ascontiguousarray((values - 0.5) / 0.5))
+        pixels: Tensor = self.processor(images=images, return_tensors="pt")["pixel_values"]
+        expected = (len(images), self.channels, self.size, self.size)
+        if tuple(pixels.shape) != expected:
+            raise InputError(
+                f"the image processor {type(self.processor).__name__} gives pixels of shape {tuple(pixels.shape)}, "
+                f"the model expects {expected}; use the processor that belongs to the model"
+            )
+        return pixels
 
-    def decoded(self, mode: str) -> Image.Image:
-        try:
-            with Image.open(io.BytesIO(self.encoded())) as image:
-                return image.convert(mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = "no known picture format" if isinstance(error, UnidentifiedImageError) else str(error)
-            raise InputError(f"{self.name} cannot be read as a picture: {reason}; mend or remove it") from error
-
-    def digest(self, mode: str) -> bytes:
-        """SHA-256 of the encoded picture and its label, after checking that it can be decoded."""
-        self.decoded(mode)
-        return hashlib.sha256(self.encoded() + str(self.label).encode()).digest()
+    def describe(self) -> dict[str, Any]:
+        processor = None if self.processor is None else json.loads(self.processor.to_json_string())
+        return {"size": self.size, "channels": self.channels, "processor": processor}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +71,8 @@ class ImageData:
     lengths: Int[np.ndarray, "document"]
     fingerprint: str
     description: dict[str, Any]
-    _pictures: tuple[_Picture, ...]
-    _prepare: "_Preparation"
+    _pictures: tuple[Picture, ...]
+    _prepare: Preparation
     objective: Literal["image"] = "image"
 
     @property
@@ -108,35 +107,6 @@ class ImageData:
         )
 
 
-@dataclass(frozen=True)
-class _Preparation:
-    """From encoded pictures to normalised pixels."""
-
-    size: int
-    channels: int
-    processor: ImageProcessor | None
-
-    def pixels(self, pictures: Sequence[_Picture]) -> Float[Tensor, "batch channel height width"]:
-        images = [picture.decoded(MODES[self.channels]) for picture in pictures]
-        if self.processor is None:
-            resized = [image.resize((self.size, self.size), Image.Resampling.BILINEAR) for image in images]
-            values = np.stack([np.asarray(image, dtype=np.float32) for image in resized]) / 255
-            values = values.reshape(len(images), self.size, self.size, self.channels).transpose(0, 3, 1, 2)
-            return torch.from_numpy(np.ascontiguousarray((values - 0.5) / 0.5))
-        pixels: Tensor = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        expected = (len(images), self.channels, self.size, self.size)
-        if tuple(pixels.shape) != expected:
-            raise InputError(
-                f"the image processor {type(self.processor).__name__} gives pixels of shape {tuple(pixels.shape)}, "
-                f"the model expects {expected}; use the processor that belongs to the model"
-            )
-        return pixels
-
-    def describe(self) -> dict[str, Any]:
-        processor = None if self.processor is None else json.loads(self.processor.to_json_string())
-        return {"size": self.size, "channels": self.channels, "processor": processor}
-
-
 def load_images(
     spec: str,
     *,
@@ -164,12 +134,12 @@ def load_images(
         raise InputError(f"images of {channels} channels and size {size}, {n_images} of them; channels must be 1 or 3")
     name, data = split_name(spec)
     if data == "digits":
-        pictures, classes = _digits(n_images)
+        pictures, classes = embedded_digits(n_images)
     elif data.startswith("hf:"):
-        pictures, classes = _from_hub(data, n_images)
+        pictures, classes = hub_pictures(data, n_images)
     else:
-        pictures, classes = _from_folder(Path(data).expanduser(), n_images, seed)
-    preparation = _Preparation(size, channels, processor)
+        pictures, classes = folder_pictures(Path(data).expanduser(), n_images, seed)
+    preparation = Preparation(size, channels, processor)
     digest = hashlib.sha256(json.dumps(preparation.describe(), sort_keys=True).encode())
     with ThreadPoolExecutor() as threads:
         for content in threads.map(lambda picture: picture.digest(MODES[channels]), pictures):
@@ -198,70 +168,3 @@ def _default_name(data: str) -> str:
     if data.startswith("hf:"):
         return parse_hub_spec(data).id.rpartition("/")[2]
     return data if data == "digits" else Path(data).expanduser().resolve().name
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _digits(n_images: int | None) -> tuple[list[_Picture], list[str]]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pictures = []
-    for index, (image, label) in enumerate(zip(digits.images[:n_images], digits.target, strict=False)):
-        grey = np.round(image * (255 / 16)).astype(np.uint8)
-        pictures.append(_Picture(f"digit {index}", _png(Image.fromarray(grey)), int(label)))
-    return pictures, [str(label) for label in digits.target_names]
-
-
-def _from_folder(folder: Path, n_images: int | None, seed: int) -> tuple[list[_Picture], list[str]]:
-    if not folder.is_dir():
-        raise InputError(f"there is no folder '{folder}'; images are digits, a folder, or hf:ID[:CONFIG][@SPLIT]")
-    direct = _image_files(folder.iterdir())
-    classes = [] if direct else sorted(path.name for path in folder.iterdir() if path.is_dir())
-    found = [(path, NO_TARGET) for path in direct]
-    for label, name in enumerate(classes):
-        found += [(path, label) for path in _image_files((folder / name).rglob("*"))]
-    if not found:
-        raise InputError(f"the folder {folder} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
-    found.sort(key=lambda item: hash_order(item[0].relative_to(folder).as_posix(), salt=str(seed)))
-    return [_Picture(str(path), path, label) for path, label in found[:n_images]], classes
-
-
-def _image_files(paths: Any) -> list[Path]:
-    return sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-
-
-def _from_hub(data: str, n_images: int | None) -> tuple[list[_Picture], list[str]]:
-    spec = parse_hub_spec(data)
-    pictures: list[_Picture] = []
-    column = label_column = None
-    for number, row in enumerate(itertools.islice(stream_rows(spec), n_images), start=1):
-        where = f"{spec} row {number}"
-        if column is None:
-            column = _image_column(row, spec.column, where)
-            label_column = next((name for name in LABEL_COLUMNS if isinstance(row.get(name), int)), None)
-        image = row.get(column)
-        if not isinstance(image, Image.Image):
-            raise InputError(f"{where}: column '{column}' holds {type(image).__name__}, not a picture")
-        label = NO_TARGET if label_column is None else row[label_column]
-        if not isinstance(label, int):
-            raise InputError(f"{where}: the label is {label!r}, not a whole number")
-        pictures.append(_Picture(where, _png(image), label))
-    if not pictures:
-        raise InputError(f"{spec} has no rows")
-    return pictures, [str(label) for label in sorted({picture.label for picture in pictures} - {NO_TARGET})]
-
-
-def _image_column(row: dict[str, Any], asked: str | None, where: str) -> str:
-    found = [name for name, value in row.items() if isinstance(value, Image.Image)]
-    columns = ", ".join(row) or "none"
-    if asked is not None and asked not in row:
-        raise InputError(f"{where} has no column '{asked}'; columns found: {columns}")
-    candidates = [asked] if asked is not None else [*(name for name in IMAGE_COLUMNS if name in found), *found]
-    if not candidates:
-        raise InputError(f"{where} has no column of pictures; columns found: {columns}; name one with #COLUMN")
-    return candidates[0]

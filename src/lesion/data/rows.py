@@ -1,15 +1,17 @@
 """Files that hold one document a row: JSON lines, Parquet, CSV. Rows keep their order."""
 
 import codecs
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from lesion.data.documents import BadRows, Document, text_column, usable_text
 from lesion.errors import InputError
 
 RowReader = Callable[[Path, str | None, BadRows], Iterator[Document]]
-CSV_ROWS_AT_ONCE = 1000
+CSV_BYTES_AT_ONCE = 1 << 24  # a longer row is an error
 
 
 def read_json(path: Path, column: str | None, bad_rows: BadRows) -> Iterator[Document]:
@@ -81,57 +83,61 @@ def read_parquet(path: Path, column: str | None, bad_rows: BadRows) -> Iterator[
             if not (pa.types.is_string(values) or pa.types.is_large_string(values) or pa.types.is_string_view(values)):
                 raise InputError(f"{path}: column '{chosen}' holds {kind}, not strings; name another with #COLUMN")
             scalars = (scalar for batch in file.iter_batches(1024, columns=[chosen]) for scalar in batch.column(0))
-            yield from _parquet_rows(path, scalars, bad_rows)
+            yield from _table_rows(path, scalars, bad_rows)
     except pa.ArrowException as error:
         raise InputError(f"{path} is not a readable Parquet file: {error}") from error
-
-
-def _parquet_rows(path: Path, scalars: Iterable[object], bad_rows: BadRows) -> Iterator[Document]:
-    for number, scalar in enumerate(scalars, start=1):
-        where = f"{path} row {number}"
-        try:
-            value = scalar.as_py()  # type: ignore[attr-defined]
-        except UnicodeDecodeError as error:
-            bad_rows.reject(f"{where}: byte {error.start} of the text is not UTF-8")
-            continue
-        text = usable_text(value, where, bad_rows)
-        if text is not None:
-            yield Document(where, text)
 
 
 def read_csv(path: Path, column: str | None, bad_rows: BadRows) -> Iterator[Document]:
     """The rows of one comma-separated file (`.tsv`: tab-separated) with a header; an empty field is an empty text.
 
     Raises:
-        InputError: no header, no text column, a row with too many fields, or a bad row.
+        InputError: no header, no text column, or a bad row (one with other fields than the header, too).
     """
-    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.csv as pacsv
+
+    misshapen: list[str] = []
+
+    def skip(row: Any) -> str:
+        # the header is row 1 to pyarrow
+        misshapen.append(f"{path} row {row.number - 1}: {row.actual_columns} fields, not {row.expected_columns}")
+        return "skip"
+
+    def scalars(table: Iterable[Any]) -> Iterator[Any]:
+        for column_chunk in itertools.chain((batch.column(0) for batch in table), [[]]):
+            while misshapen:
+                bad_rows.reject(misshapen.pop(0))
+            yield from column_chunk
 
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    # surrogateescape: a bad byte becomes a surrogate, which usable_text then finds and names by row
-    encoding = {"encoding": "utf-8-sig", "encoding_errors": "surrogateescape"}
+    parse = pacsv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=skip)
+    read = pacsv.ReadOptions(use_threads=False, block_size=CSV_BYTES_AT_ONCE)
     try:
-        columns = list(pd.read_csv(path, sep=separator, nrows=0, index_col=False, **encoding).columns)  # type: ignore[call-overload]
-        chosen = text_column(columns, column, str(path))
-        chunks = pd.read_csv(  # type: ignore[call-overload]
-            path,
-            sep=separator,
-            usecols=[chosen],
-            dtype=object,
-            keep_default_na=False,
-            chunksize=CSV_ROWS_AT_ONCE,
-            index_col=False,
-            **encoding,
-        )
-        with chunks:
-            values = (value for chunk in chunks for value in chunk[chosen])
-            for number, value in enumerate(values, start=1):
-                where = f"{path} row {number}"
-                text = usable_text(value, where, bad_rows)
-                if text is not None:
-                    yield Document(where, text)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        with pacsv.open_csv(path, read, parse) as table:
+            chosen = text_column(table.schema.names, column, str(path))
+        misshapen.clear()
+        # Read as bytes, whatever the text looks like: numbers stay text, and bad UTF-8 is found row by row.
+        convert = pacsv.ConvertOptions(include_columns=[chosen], column_types={chosen: pa.binary()})
+        with pacsv.open_csv(path, read, parse, convert) as table:
+            yield from _table_rows(path, scalars(table), bad_rows)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: the header is not UTF-8 ({error.reason} at byte {error.start} of a name)") from error
+    except pa.ArrowException as error:
         raise InputError(f"{path} is not a readable table: {error}") from error
+
+
+def _table_rows(path: Path, scalars: Iterable[Any], bad_rows: BadRows) -> Iterator[Document]:
+    for number, scalar in enumerate(scalars, start=1):
+        where = f"{path} row {number}"
+        try:
+            value = scalar.as_py()
+            text = usable_text(value.decode("utf-8") if isinstance(value, bytes) else value, where, bad_rows)
+        except UnicodeDecodeError as error:
+            bad_rows.reject(f"{where}: byte {error.start} of the text is not UTF-8")
+            continue
+        if text is not None:
+            yield Document(where, text)
 
 
 ROW_READERS: dict[str, RowReader] = {

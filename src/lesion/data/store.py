@@ -69,6 +69,7 @@ class TokenWriter:
         """
         wide = np.asarray(ids, dtype=np.int64)
         self.largest_id = max(self.largest_id, int(wide.max()))
+        assert self.largest_id <= np.iinfo(self.dtype).max, "an id that is not in the tokenizer's vocabulary"
         with _disk_errors(self.folder):
             self._file.write(wide.astype(self.dtype).tobytes())
         self.offsets.append(self.offsets[-1] + wide.size)

@@ -3,15 +3,17 @@
 from lesion.engine.lanes import Lane, Walk, lay_out
 from lesion.engine.plan import Plan, make_plan
 from lesion.engine.skeleton import Call, Skeleton
-from lesion.engine.sweep import METRICS, Incident, SweepState, sweep
+from lesion.engine.sweep import METRICS, Data, Incident, Progress, SweepState, sweep
 from lesion.engine.verify import verify
 
 __all__ = [
     "METRICS",
     "Call",
+    "Data",
     "Incident",
     "Lane",
     "Plan",
+    "Progress",
     "Skeleton",
     "SweepState",
     "Walk",

@@ -38,6 +38,16 @@ class Plan:
         """SHA-256 of the plan."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
+    def shape(self) -> dict[str, int]:
+        """The plan in a few numbers, for a manifest."""
+        return {
+            "n_shards": len(self.shards),
+            "n_batches": sum(len(shard) for shard in self.shards),
+            "n_groups": len(self.groups),
+            "stack_tokens": self.stack_tokens,
+            "chunk_positions": self.chunk,
+        }
+
 
 def make_plan(
     anatomy: Anatomy, lengths: Sequence[int], n_lanes: int, *, batch_size: int | None = None, stack_tokens: int | None = None

@@ -1,8 +1,8 @@
 """A sweep: every lane over every batch of the data, one pass over the blocks a batch, metrics chunk by chunk."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ METRICS = (
 _PAIRED = {"loss_change_nats": "loss_nats", "top1_change": "top1", "entropy_change_bits": "entropy_bits"}
 
 
+@runtime_checkable
 class Data(Protocol):
     """What a sweep reads: `lesion.data.TextData`, `ImageData`, or anything that gives batches of documents."""
 
@@ -43,10 +44,8 @@ class Data(Protocol):
     def batch(self, indices: Sequence[int]) -> Batch: ...
 
 
-class Progress(Protocol):
-    """Told how far a sweep is, in tokens of data."""
-
-    def __call__(self, done: int, total: int) -> None: ...
+Progress = Callable[[int, int], None]
+"""Told how far a sweep is: tokens of data done, and in all."""
 
 
 @dataclass(frozen=True)

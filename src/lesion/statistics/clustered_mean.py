@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lesion.errors import LesionError
@@ -46,16 +46,16 @@ class ClusteredMean:
         self._sum_count = torch.zeros(shape, dtype=torch.float64)
         self._count_count = torch.zeros((), dtype=torch.float64)
 
-    def update(self, sums: Float[Tensor, "document cell metric"], counts: Float[Tensor, " document"]) -> None:
+    def update(self, sums: Float[Tensor, "document cell metric"], counts: Int[Tensor, " document"]) -> None:
         """Adds whole documents: their sums over tokens, and how many tokens those were. A document without any is left out."""
         kept = counts > 0
-        sums, counts = sums[kept].double().cpu(), counts[kept].double().cpu()
+        sums, counts = sums[kept].double().cpu(), counts[kept].cpu()
         if not len(counts):
             return
         part = ClusteredMean(*self._mean_sum.shape)
         part._documents, part._tokens = len(counts), int(counts.sum())
         part._mean_sum = sums.mean(dim=0)
-        centred, centred_counts = sums - part._mean_sum, counts - counts.mean()
+        centred, centred_counts = sums - part._mean_sum, counts - counts.double().mean()
         part._sum_sum = centred.square().sum(dim=0)
         part._sum_count = torch.einsum("dcm,d->cm", centred, centred_counts)
         part._count_count = centred_counts.square().sum()

@@ -1,17 +1,22 @@
 """What every layer does to the prediction when it is dropped, swapped, or loses its attention or MLP (paper `stages`)."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from lesion.anatomy import Model
-from lesion.engine import METRICS, Incident, Plan, SweepState, lay_out, make_plan, sweep, verify
-from lesion.engine.sweep import Data, Progress
+from lesion.data import ImageData, TextData
+from lesion.engine import METRICS, Progress, SweepState, lay_out, make_plan, sweep, verify
 from lesion.errors import InputError
-from lesion.interventions import KINDS, Intervention, combine
-from lesion.results import ShardStore
+from lesion.interventions import KINDS, Intervention, combine, parse
+from lesion.results import RunFolder
 from lesion.statistics import ClusteredMean
+from lesion.studies.setting import Outcome, Reading, Study, open_data, open_model
 
 INTERVENTIONS = ("drop", "swap", "drop-attn", "drop-mlp")
 _LEVELS = ("loss_nats", "kl_nats", "agreement", "top1", "entropy_bits")
@@ -32,12 +37,9 @@ def ask(n_layers: int, interventions: Sequence[str], layers: Sequence[int] | Non
     """Checks what was asked against the depth of the model.
 
     Raises:
-        InputError: unknown or repeated interventions, layers out of range or repeated, or nothing left to do.
+        InputError: layers out of range or repeated, or nothing left to do.
         InterventionError: a base edit out of range.
     """
-    unknown = [name for name in interventions if name not in INTERVENTIONS]
-    if unknown or not interventions or len(set(interventions)) != len(interventions):
-        raise InputError(f"--interventions {','.join(interventions)!r}: give one or more, each once, of {', '.join(INTERVENTIONS)}")
     chosen = list(range(n_layers)) if layers is None else list(layers)
     outside = [layer for layer in chosen if not 0 <= layer < n_layers]
     if outside or not chosen or len(set(chosen)) != len(chosen):
@@ -57,51 +59,111 @@ def ask(n_layers: int, interventions: Sequence[str], layers: Sequence[int] | Non
     return LayerSweep(tuple(rows), tuple(KINDS[name](layer) for name, layer in rows), base)
 
 
-@dataclass(frozen=True)
-class LayersResult:
-    """The tables, and the lanes whose numbers are not to be had.
-
-    Attributes:
-        tables: `layers` (pooled over domains) and `layers_by_domain`.
-        incidents: lanes that stopped being finite; their rows are NaN.
-        unchanged: interventions that left every number as it was: what they took away contributes nothing.
-    """
-
-    tables: dict[str, pd.DataFrame]
-    incidents: list[Incident]
-    unchanged: list[str]
-
-
-def plan_layers(model: Model, data: Data, asked: LayerSweep, *, batch_size: int | None = None) -> Plan:
-    """The plan of the sweep, the same for the same model, data and kind of device."""
-    return make_plan(model.anatomy, [int(n) for n in data.lengths], len(asked.rows), batch_size=batch_size)
-
-
 def layers(
-    model: Model,
-    data: Data,
-    asked: LayerSweep,
-    plan: Plan,
+    model: "str | Path | nn.Module | Model",
+    data: "str | Sequence[str] | TextData | ImageData" = "stdlib",
     *,
-    store: ShardStore | None = None,
+    interventions: Sequence[str] = INTERVENTIONS,
+    layers: Sequence[int] | None = None,
+    edits: Sequence[str] = (),
+    reading: Reading | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    tokenizer: Any = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    out: Path | str | None = None,
+    name_folder: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    command: str = "lesion.layers(...)",
     progress: Progress | None = None,
-) -> LayersResult:
-    """Runs every intervention on every layer in one sweep.
+) -> Outcome:
+    """Drops, swaps and half-drops every layer in one sweep, and measures what that does to the prediction.
 
     All metrics are means over the same positions, those with a target; standard errors are clustered by document.
+    `kl_nats` is KL(clean || intervened); `agreement` the share of positions with the clean model's top-1.
+
+    Args:
+        model: a folder, hub id or `zoo:NAME`, or a model in memory (with `tokenizer`).
+        data: DATA of the command line, one or several, or data already opened.
+        interventions: of `drop`, `swap`, `drop-attn`, `drop-mlp`.
+        layers: which layers; None for all. `swap` of ℓ exchanges ℓ and ℓ + 1 and so has no last layer.
+        edits: changes of the model under which everything is measured, the clean lane included (`drop:3`).
+        batch_size: documents in a batch; None fills it.
+        seed: of the masking (masked models).
+        out: run folder; None keeps the tables in memory. The same call again resumes it.
+        name_folder: make the run folder inside `out`, named after the study, the model and a hash of the arguments.
+        resume: refuse to start a run that has not been started before.
+
+    Returns:
+        Tables `layers` (pooled over domains) and `layers_by_domain`; columns carry their units.
 
     Raises:
-        ModelError: the model is not what its anatomy says.
-        NonFiniteError: the model itself gives numbers that are not finite.
-        InterventionError: an edit that did nothing.
+        LesionError: anything that a user can mend, in one line.
     """
-    anatomy = model.anatomy
-    shortest = min(plan.shards[-1][-1], key=lambda document: int(data.lengths[document]))
+    unknown = [name for name in interventions if name not in INTERVENTIONS]
+    if unknown or not interventions or len(set(interventions)) != len(interventions):
+        raise InputError(
+            f"--interventions {','.join(interventions)!r}: give one or more, each once, of {', '.join(INTERVENTIONS)}"
+        )
+    base = [parse(edit) for edit in edits]
+    opened = open_model(model, tokenizer=tokenizer, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    asked = ask(opened.anatomy.n_layers, interventions, layers, base)
+    reading = reading or Reading()
+    documents = open_data(data, opened, reading, seed=seed)
+    arguments = {
+        "interventions": list(interventions),
+        "layers": sorted({layer for _, layer in asked.rows}) if layers is not None else None,
+        "edits": list(edits),
+        "batch_size": batch_size,
+        "data": documents.description["specs"],
+        **reading.arguments(),
+        "seed": seed,
+    }
+    study = Study("layers", arguments, opened, documents, command, seed)
+    if out is None:
+        return _measure(study, asked, None, progress)
+    path = Path(out) / study.folder_name() if name_folder else Path(out)
+    with study.open_folder(path, resume=resume, overwrite=overwrite) as folder:
+        if folder.is_complete:
+            tables = {name: folder.read_table(name) for name in ("layers", "layers_by_domain")}
+            return Outcome(tables, folder.path, resumed_complete=True)
+        return _measure(study, asked, folder, progress)
+
+
+def _measure(study: Study, asked: LayerSweep, folder: RunFolder | None, progress: Progress | None) -> Outcome:
+    started = time.monotonic()
+    anatomy, data = study.model.anatomy, study.data
+    plan = make_plan(
+        anatomy, [int(n) for n in data.lengths], len(asked.rows), batch_size=study.arguments["batch_size"]
+    )
+    store = folder.shard_store(plan.fingerprint()) if folder else None
+    shortest = min(range(data.n_documents), key=lambda document: int(data.lengths[document]))
     verify(anatomy, data.batch([shortest]).to(anatomy.device))
     lanes = lay_out(asked.interventions, anatomy.n_layers, base=asked.base)
     state = sweep(anatomy, data, lanes, plan, store=store, progress=progress)
-    unchanged = [lane.name for index, lane in enumerate(lanes) if index and index not in state.moved]
-    return LayersResult(_tables(state, asked, data.domains, anatomy.n_layers), state.incidents, unchanged)
+    tables = _tables(state, asked, data.domains, anatomy.n_layers)
+    warnings = [str(incident) for incident in state.incidents]
+    warnings += [
+        f"{lane.name}: every number stayed as it was, so what it takes away contributes nothing"
+        for index, lane in enumerate(lanes)
+        if index and index not in state.moved
+    ]
+    if folder is None:
+        return Outcome(tables, None, warnings=warnings)
+    for name, table in tables.items():
+        folder.write_table(name, table)
+    seconds = time.monotonic() - started
+    folder.finish(
+        "partial" if state.incidents else "complete",
+        warnings=warnings,
+        plan_shape=plan.shape(),
+        counts={**folder.manifest["counts"], "n_scored": int(tables["layers"]["n_tokens"].iloc[0]), "n_lanes": len(lanes)},
+        timings={"seconds": round(seconds, 3), "tokens_per_second": round(data.n_tokens / seconds, 1)},
+    )
+    return Outcome(tables, folder.path, warnings=warnings, partial=bool(state.incidents))
 
 
 def _tables(state: SweepState, asked: LayerSweep, domains: Sequence[str], n_layers: int) -> dict[str, pd.DataFrame]:
@@ -137,5 +199,3 @@ def _table(mean: ClusteredMean, asked: LayerSweep, n_layers: int) -> pd.DataFram
         records.append(record)
     return pd.DataFrame.from_records(records)
 
-
-__all__ = ["INTERVENTIONS", "LayerSweep", "LayersResult", "ask", "layers", "plan_layers"]

@@ -12,6 +12,7 @@ FAMILY = Family(
     mlp_pre="intermediate.dense",
     mlp_post="output.dense",
     mlp_out="output.dense",
+    unembed="cls.predictions.decoder",
     query="attention.self.query",
     key="attention.self.key",
     positions="bert.embeddings.position_embeddings",

@@ -21,6 +21,7 @@ FAMILY = Family(
     mlp_pre="mlp.dense_h_to_4h",
     mlp_post="mlp.dense_4h_to_h",
     mlp_out="mlp.dense_4h_to_h",
+    unembed="lm_head",
     parallel=lambda config: config.use_parallel_residual,
     tiny={"gpt_neox": _SIZES, "gpt_neox-sequential": {**_SIZES, "use_parallel_residual": False}},
 )

@@ -12,6 +12,7 @@ FAMILY = Family(
     mlp_pre="mlp.gate_proj",
     mlp_post="mlp.down_proj",
     mlp_out="mlp.down_proj",
+    unembed="lm_head",
     query="self_attn.q_proj",
     key="self_attn.k_proj",
     tiny={

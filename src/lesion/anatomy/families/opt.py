@@ -21,6 +21,7 @@ FAMILY = Family(
     mlp_pre="fc1",
     mlp_post="fc2",
     mlp_out="fc2",
+    unembed="lm_head",
     query="self_attn.q_proj",
     key="self_attn.k_proj",
     positions="model.decoder.embed_positions",

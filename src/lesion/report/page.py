@@ -1,0 +1,138 @@
+"""One self-contained page: templates, our own style and script, and the policy that allows nothing else."""
+
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lesion.report.content import FigureSpec, Section, TableSpec
+from lesion.report.figures import clean, inline_panels, legend_lines
+from lesion.report.palette import palette_css
+from lesion.report.svg import legend_key
+from lesion.report.tables import Table, table_of
+
+TEMPLATES = Path(__file__).parent / "templates"
+MADE = ("status", "started", "finished", "resumed", "reason", "commit", "device", "dtype", "seeds")
+MADE_GROUPS = ("timings", "counts", "arguments", "model", "data", "versions")
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure, drawn."""
+
+    number: int
+    identifier: str
+    spec: FigureSpec
+    panels: list[Markup]
+    legend: list[tuple[Markup, str]]
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table, formatted."""
+
+    number: int
+    identifier: str
+    spec: TableSpec
+    table: Table
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """A section with its figures and tables numbered through the page."""
+
+    identifier: str
+    model: str
+    section: Section
+    figures: list[PageFigure]
+    tables: list[PageTable]
+    manifest: dict[str, Any]
+    made: list[tuple[str, list[tuple[str, str]]]]
+
+
+def render(parts: Sequence[tuple[dict[str, Any], Section]]) -> str:
+    """The page of one or several runs, each given by its manifest and its section."""
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8") + palette_css()
+    script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = list(_numbered(parts))
+    models = list(dict.fromkeys(section.model for section in sections))
+    page: str = environment.get_template("page.html").render(
+        title=f"{', '.join(models)} · lesion",
+        models=models,
+        sections=sections,
+        style=Markup(style),
+        script=Markup(script),
+        policy=policy(style, script),
+    )
+    return page
+
+
+def policy(style: str, script: str) -> str:
+    """The content security policy: our own inline style and script by their digests, pictures as data, no more."""
+    return (
+        f"default-src 'none'; style-src '{_source(style)}'; script-src '{_source(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def flat(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of nested JSON as pairs of a dotted name and a text."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from flat(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for index, item in enumerate(value):
+            yield from flat(item, f"{prefix}[{index}]")
+    else:
+        yield prefix, _text(value)
+
+
+def _numbered(parts: Sequence[tuple[dict[str, Any], Section]]) -> Iterator[PageSection]:
+    figures, tables = 0, 0
+    for index, (manifest, section) in enumerate(parts, start=1):
+        drawn = [_figure(spec, figures + k, f"s{index}-f{k}") for k, spec in enumerate(section.figures, start=1)]
+        made = [PageTable(tables + k, f"s{index}-t{k}", s, table_of(s.frame)) for k, s in enumerate(section.tables, 1)]
+        figures, tables = figures + len(drawn), tables + len(made)
+        model = str(manifest["model"]["name"])
+        yield PageSection(f"s{index}", model, section, drawn, made, manifest, list(_made(manifest)))
+
+
+def _figure(spec: FigureSpec, number: int, identifier: str) -> PageFigure:
+    panels = [Markup(panel) for panel in inline_panels(spec, identifier)]
+    legend = [(Markup(legend_key(line.role, line.marker)), clean(line.label, 200)) for line in legend_lines(spec)]
+    return PageFigure(number, identifier, spec, panels, legend)
+
+
+def _made(manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    yield "run", [(key, text) for name in MADE if name in manifest for key, text in flat(manifest[name], name)]
+    for name in MADE_GROUPS:
+        if manifest.get(name):
+            yield name, list(flat(manifest[name]))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value) or "none"
+    return str(value)
+
+
+def _source(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode("utf-8")).digest()).decode()

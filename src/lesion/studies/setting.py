@@ -1,0 +1,179 @@
+"""What every study needs before it starts: the model, the data, and a folder for the run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from torch import nn
+
+from lesion.anatomy import Model, adopt, load
+from lesion.data import ImageData, TextData, load_images, load_text
+from lesion.errors import InputError, RunFolderError
+from lesion.results import RunFolder, commit, run_name, versions
+
+DEFAULT_CONTEXT = 1024
+"""Longest sequence read unless `context` says otherwise; less where the model has fewer positions."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data are read; see the options of the command line of the same names.
+
+    Attributes:
+        tokens: budget over all domains; None reads everything.
+        context: longest sequence, specials included; None takes the model's positions, at most `DEFAULT_CONTEXT`.
+        bos: put a BOS in front: where the tokenizer has one and does not add it (auto), always, or never.
+        pack: concatenate documents and cut them into full contexts instead of one document a sequence.
+        on_bad_row: stop at a row that cannot be read, or leave it out and count it.
+    """
+
+    tokens: int | None = 100_000
+    context: int | None = None
+    bos: Literal["auto", "always", "never"] = "auto"
+    pack: bool = False
+    on_bad_row: Literal["fail", "skip"] = "fail"
+
+    def arguments(self) -> dict[str, Any]:
+        """As plain arguments for a manifest."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study gives back.
+
+    Attributes:
+        tables: data frames by name, the same as in the run folder.
+        path: the run folder, if there is one.
+        warnings: what a reader of the tables must know, one line each.
+        partial: some rows could not be measured; they are NaN.
+        resumed_complete: the run had been complete already, and its tables were read.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    path: Path | None
+    warnings: list[str] = field(default_factory=list)
+    partial: bool = False
+    resumed_complete: bool = False
+
+
+def open_model(
+    model: "str | Path | nn.Module | Model",
+    *,
+    tokenizer: Any = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+) -> Model:
+    """A model by name, by folder, or one that is in memory already.
+
+    Raises:
+        ModelError: it cannot be loaded or is not supported.
+        InputError: a model in memory without its tokenizer, where text is to be read.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, nn.Module):
+        found = adopt(model, tokenizer)
+        if tokenizer is None and found.anatomy.objective != "image":
+            raise InputError("a model in memory needs tokenizer=… beside it to read text")
+        return found
+    return load(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
+
+
+def open_data(
+    data: "str | Sequence[str] | TextData | ImageData", model: Model, reading: Reading, *, seed: int
+) -> "TextData | ImageData":
+    """The data, read as the model reads.
+
+    Raises:
+        InputError: the data or the options do not fit the model; the message says which.
+    """
+    if isinstance(data, TextData | ImageData):
+        return data
+    anatomy = model.anatomy
+    if anatomy.objective == "image":
+        config = anatomy.model.config
+        if not isinstance(data, str) and len(data) != 1:
+            raise InputError("images come from one source; give --data once")
+        spec = data if isinstance(data, str) else data[0]
+        return load_images(spec, size=config.image_size, channels=config.num_channels, n_images=reading.tokens, seed=seed)
+    context = min(DEFAULT_CONTEXT, anatomy.n_positions) if reading.context is None else reading.context
+    if context > anatomy.n_positions:
+        raise InputError(f"--context {context} is longer than the {anatomy.n_positions} positions of {model.name}")
+    return load_text(
+        data,
+        model.tokenizer,
+        context=context,
+        tokens=reading.tokens,
+        bos=reading.bos,
+        pack=reading.pack,
+        on_bad_row=reading.on_bad_row,
+        objective=anatomy.objective,
+        seed=seed,
+        vocabulary_size=anatomy.n_token_ids,
+    )
+
+
+@dataclass(frozen=True)
+class Study:
+    """The facts that determine a run's numbers, and those that only describe it.
+
+    Attributes:
+        name: the command.
+        arguments: everything asked that changes numbers, defaults filled in; JSON-able.
+        command: the command line, or the call, as given.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    model: Model
+    data: "TextData | ImageData"
+    command: str
+    seed: int
+
+    def folder_name(self) -> str:
+        """Name for a run without `--out`: the same arguments give the same name, so that a run resumes."""
+        return run_name(self.name, self.model.name, self.arguments)
+
+    def open_folder(self, out: Path, *, resume: bool, overwrite: bool) -> RunFolder:
+        """The run's folder: new, or the one of an earlier start of the same run.
+
+        Raises:
+            RunFolderError: it belongs to another run, is locked, or cannot be written, or there is nothing to resume.
+        """
+        if resume and not (out / "run.json").is_file():
+            raise RunFolderError(f"--resume was asked for, but there is no run in {out}; leave it out to start one")
+        described = self.model.describe()
+        identity = {
+            "study": self.name,
+            "arguments": dict(self.arguments),
+            "model": described["fingerprint"],
+            "data": self.data.fingerprint,
+            "dtype": self.dtype,
+            "lesion": versions()["lesion"],
+        }
+        manifest = {
+            "study": self.name,
+            "command": self.command,
+            "arguments": dict(self.arguments),
+            "versions": versions(),
+            "commit": commit(),
+            "device": self.device,
+            "dtype": self.dtype,
+            "seeds": [self.seed],
+            "model": described,
+            "data": {**self.data.description, "fingerprint": self.data.fingerprint},
+            "counts": {"n_documents": self.data.n_documents, "n_tokens": self.data.n_tokens},
+        }
+        return RunFolder.open(out, identity=identity, manifest=manifest, overwrite=overwrite)
+
+    @property
+    def device(self) -> str:
+        return str(self.model.anatomy.device)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.anatomy.dtype).removeprefix("torch.")

@@ -1,0 +1,147 @@
+"""What every family's entry promises, checked on its tiny configurations."""
+
+import contextlib
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lesion.anatomy import SITES, dissect
+from lesion.engine import Skeleton, Walk, lay_out, verify
+from lesion.interventions import ActivationEdit, Intervention, drop, drop_attn, drop_mlp, swap
+from lesion.interventions.hooks import Hook, hooked
+from tests.support import TINY, Documents, tiny_model, token_documents
+
+LENGTHS = [12, 40, 40, 40]
+
+
+def documents(name: str) -> Documents:
+    return Documents(token_documents(97, LENGTHS), objective=TINY[name][0].objective)
+
+
+@pytest.fixture(params=TINY)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@torch.inference_mode()
+def test_blocks_one_by_one_are_the_whole_model(name: str) -> None:
+    """Captured calls and the skeleton give the model's own logits, bit for bit from 33 rows a call on."""
+    model = tiny_model(name)
+    anatomy, batch = dissect(model), documents(name).batch([1, 2])
+    skeleton = Skeleton(anatomy)
+    stream, calls = skeleton.enter(batch)
+    final = Walk(anatomy, lay_out([], 3), 4096, lambda index, step: None).run(stream, calls, [])[0]
+    whole = model(**batch.model_inputs()).logits
+    assert torch.equal(skeleton.leave(final.flatten(0, 1)).view_as(whole), whole)
+    assert not torch.equal(skeleton.leave(stream.flatten(0, 1)).view_as(whole), whole)
+
+
+@pytest.mark.parametrize("make", [drop, swap, drop_attn, drop_mlp])
+@torch.inference_mode()
+def test_a_lane_is_the_context_manager(name: str, make: object) -> None:
+    """The two uses of an intervention agree, and both move the output; the clean lane is not touched by its neighbours."""
+    model = tiny_model(name)
+    anatomy, batch = dissect(model), documents(name).batch([1, 2])
+    interventions = [make(layer) for layer in range(2)]  # type: ignore[operator]
+    skeleton = Skeleton(anatomy)
+    stream, calls = skeleton.enter(batch)
+    streams = Walk(anatomy, lay_out(interventions, 3), 4096, lambda index, step: None).run(stream, calls, [1, 2])
+    whole = model(**batch.model_inputs()).logits
+    assert torch.equal(skeleton.leave(streams[0].flatten(0, 1)).view_as(whole), whole)
+    for index, intervention in enumerate(interventions, start=1):
+        with intervention.on(model):
+            inside = model(**batch.model_inputs(), **({"use_cache": False} if anatomy.objective == "causal" else {})).logits
+        lane = skeleton.leave(streams[index].flatten(0, 1)).view_as(whole)
+        # stacked and single calls may take other kernels for products of small matrices: rounding, no more
+        torch.testing.assert_close(lane, inside, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(inside, whole, atol=1e-2)
+    assert torch.equal(model(**batch.model_inputs()).logits, whole)
+
+
+@torch.inference_mode()
+def test_every_site_fires_once_a_block(name: str) -> None:
+    model = tiny_model(name)
+    anatomy, batch = dissect(model), documents(name).batch([1])
+    counts: dict[tuple[int, str], int] = {}
+
+    def watch(layer: int, site: str) -> Hook:
+        def operator(tensor: Tensor) -> Tensor:
+            counts[layer, site] = counts.get((layer, site), 0) + 1
+            width = {"z": anatomy.d_z, "mlp_pre": anatomy.d_mlp, "mlp_post": anatomy.d_mlp}.get(site, anatomy.d_model)
+            assert tensor.shape[-1] == width
+            return tensor
+
+        return Hook(*anatomy.site(layer, site), operator, site)
+
+    with hooked([watch(layer, site) for layer in range(3) for site in SITES]):
+        model(**batch.model_inputs())
+    assert counts == {(layer, site): 1 for layer in range(3) for site in SITES}
+
+
+@torch.inference_mode()
+def test_identity_edits_change_no_bit(name: str) -> None:
+    model, batch = tiny_model(name), documents(name).batch([1, 2])
+    identity = Intervention("identity", edits=tuple(ActivationEdit(1, site, lambda x: x.clone()) for site in SITES))
+    whole = model(**batch.model_inputs()).logits
+    with identity.on(model):
+        assert torch.equal(model(**batch.model_inputs()).logits, whole)
+    doubled = Intervention("double", edits=(ActivationEdit(1, "z", lambda x: 2 * x),))
+    with doubled.on(model):
+        assert not torch.equal(model(**batch.model_inputs()).logits, whole)
+
+
+@pytest.mark.parametrize(("site", "projection"), [("z", "attn_out"), ("mlp_post", "mlp_out")])
+@torch.inference_mode()
+def test_zeroing_activations_is_zeroing_weights(name: str, site: str, projection: str) -> None:
+    """The second road: a head (or a range of MLP neurons) set to 0 is its columns of the projection set to 0."""
+    model = tiny_model(name)
+    anatomy, batch = dissect(model), documents(name).batch([1, 2])
+    chosen = slice(anatomy.d_head, 2 * anatomy.d_head)
+
+    def zero(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        tensor[..., chosen] = 0
+        return tensor
+
+    with Intervention("zero", edits=(ActivationEdit(1, site, zero),)).on(model):
+        by_activation = model(**batch.model_inputs()).logits
+    whole = model(**batch.model_inputs()).logits
+    module = anatomy.site(1, site)[0]
+    columns = module.weight.T if isinstance(module, nn.Linear) else module.weight
+    columns[chosen] = 0
+    assert torch.equal(model(**batch.model_inputs()).logits, by_activation)
+    assert not torch.allclose(by_activation, whole, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_what_a_block_adds_is_attention_and_mlp(name: str) -> None:
+    verify(dissect(tiny_model(name)), documents(name).batch([1, 2]))
+
+
+@torch.inference_mode()
+def test_padding_does_not_reach_kept_positions(name: str) -> None:
+    model, data = tiny_model(name), documents(name)
+    alone, padded = data.batch([0]), data.batch([0, 1])
+    assert alone.mask is None
+    assert padded.mask is not None
+    a = model(**alone.model_inputs()).logits[alone.keep]
+    b = model(**padded.model_inputs()).logits[0, : LENGTHS[0]][alone.keep[0]]
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)  # the bound that the project promises
+
+
+def test_hooks_are_gone_after_an_exception(name: str) -> None:
+    model, batch = tiny_model(name), documents(name).batch([1])
+    whole = model(**batch.model_inputs()).logits
+
+    def fail(tensor: Tensor) -> Tensor:
+        raise ArithmeticError
+
+    broken = Intervention("broken", edits=(ActivationEdit(2, "mlp_out", fail),))
+    with contextlib.suppress(ArithmeticError), broken.on(model):
+        model(**batch.model_inputs())
+    with contextlib.suppress(ArithmeticError), drop(1).on(model):
+        raise ArithmeticError
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+    assert all("forward" not in module.__dict__ for module in model.modules())
+    assert torch.equal(model(**batch.model_inputs()).logits, whole)

@@ -1,0 +1,187 @@
+"""The page: self-contained, escaped, under a policy that allows only our own style and script."""
+
+import base64
+import hashlib
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lesion.errors import InputError, RunFolderError
+from lesion.report import write_report
+from tests.report.report_runs import MakeRun, layers_table
+
+HOSTILE = "<script>alert(1)</script> $x$ \" ' & {{ 7 * 7 }} <img src=x onerror=alert(2)>"
+
+
+class Elements(HTMLParser):
+    """Collects tags with their attributes, and the text of style and script."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.raw: dict[str, list[str]] = {"style": [], "script": []}
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in self.raw:
+            self.raw[tag].append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] in self.raw:
+            self.raw[self.tags[-1][0]][-1] += data
+
+
+def page_of(run: Path) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def hostile(make_run: MakeRun) -> str:
+    return page_of(make_run(name=HOSTILE, domains=("<b>bold</b>", "$y$"), reason=HOSTILE, status="partial"))
+
+
+def test_policy_has_the_digests_of_the_style_and_script_on_the_page(hostile: str) -> None:
+    found = Elements(hostile)
+    policy = next(attrs["content"] for tag, attrs in found.tags if tag == "meta" and "http-equiv" in attrs)
+    for kind, texts in found.raw.items():
+        assert len(texts) == 1
+        source = base64.b64encode(hashlib.sha256(texts[0].encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{source}'" in str(policy)
+    assert str(policy).startswith("default-src 'none'; ")
+    assert "unsafe" not in str(policy)
+
+
+def test_nothing_that_the_policy_would_block_or_fetch(hostile: str) -> None:
+    for tag, attrs in Elements(hostile).tags:
+        assert "style" not in attrs, tag
+        assert not [name for name in attrs if name.startswith("on")], tag
+        assert tag not in {"link", "iframe", "object", "embed", "img", "base", "form"}, tag
+        fetched = [attrs.get(name) or "" for name in ("src", "href", "xlink:href", "action", "srcset")]
+        assert all(value == "" or value.startswith("#") for value in fetched), attrs
+    assert "url(http" not in hostile
+    assert "@import" not in hostile
+
+
+def test_hostile_text_is_text(hostile: str) -> None:
+    assert "<script>alert(1)" not in hostile
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; $x$" in hostile
+    assert "<img" not in hostile
+    assert "<b>bold" not in hostile
+    assert "{{ 7 * 7 }}" in hostile  # the template language is not run on data
+
+
+def test_identifiers_are_unique_and_referenced(hostile: str) -> None:
+    tags = Elements(hostile).tags
+    identifiers = [str(attrs["id"]) for _, attrs in tags if "id" in attrs]
+    assert len(identifiers) == len(set(identifiers))
+    for _, attrs in tags:
+        for name in ("href", "aria-labelledby"):
+            if attrs.get(name):
+                assert str(attrs[name]).removeprefix("#") in identifiers
+
+
+def test_accessible_structure(hostile: str) -> None:
+    tags = Elements(hostile).tags
+    names = [tag for tag, _ in tags]
+    assert names.count("h1") == 1
+    assert names.count("table") == names.count("caption") == 2
+    plots = [attrs for tag, attrs in tags if tag == "svg" and attrs.get("class") == "plot"]
+    assert len(plots) == 3 + 3 + 2 + 4
+    assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in plots)
+
+
+def test_status_is_shown_only_where_the_run_is_not_complete(make_run: MakeRun, hostile: str) -> None:
+    assert "This run is not complete</strong> (status partial" in hostile
+    assert "not complete" not in page_of(make_run("whole"))
+
+
+def test_tables_are_complete(make_run: MakeRun) -> None:
+    table = layers_table(3)
+    page = page_of(make_run(table=table, n_layers=3))
+    body = page.split("<tbody>")[1].split("</tbody>")[0]
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in body.split("</tr>")[:-1]]
+    assert len(rows) == len(table) == 11
+    assert all(len(row) == len([name for name in table.columns if not name.endswith("_sem")]) for row in rows)
+    keys = [float(key) for key in re.findall(r'data-key="([^"]*)"', body)]
+    for column in ("kl_nats", "loss_change_nats", "entropy_bits"):
+        for value in table[column]:
+            assert any(key == pytest.approx(value, rel=1e-7) for key in keys)  # keys have eight digits
+
+
+@pytest.mark.parametrize(
+    ("changes", "present", "absent"),
+    [
+        ({}, ["layers_blocks", "layers_parts", "layers_loss"], ["layers_domains"]),
+        ({"domains": ("a", "b")}, ["layers_domains"], []),
+        ({"table": layers_table(8, labels=False), "objective": "image"}, ["layers_blocks"], ["layers_loss"]),
+        ({"table": layers_table(8, kinds=("drop",))}, ["layers_blocks"], ["layers_parts"]),
+        ({"n_layers": 1}, ["layers_blocks"], []),
+        ({"table": layers_table(4, n_documents=1), "n_layers": 4}, ["layers_loss"], []),
+    ],
+)
+def test_figures_follow_what_was_measured(
+    make_run: MakeRun, changes: dict[str, object], present: list[str], absent: list[str]
+) -> None:
+    run = make_run(**changes)
+    page = page_of(run)
+    written = {path.name for path in (run / "figures").iterdir()}
+    assert {f"{name}.{kind}" for name in present for kind in ("svg", "png")} <= written
+    assert not any(path.startswith(name) for path in written for name in absent)
+    assert page.count("<figure ") == len(written) / 2
+
+
+def test_deep_models_and_many_domains(make_run: MakeRun) -> None:
+    page = page_of(make_run(n_layers=48, domains=tuple(f"d{k}" for k in range(9))))
+    assert "The 8 largest of 9 domains" in page
+
+
+def test_null_and_odd_columns_do_not_stop_the_page(make_run: MakeRun) -> None:
+    table = layers_table(4).astype({"loss_nats": object})
+    table.loc[0, "kl_nats"] = None
+    table["loss_nats"] = None
+    assert "no labels" in page_of(make_run(table=table, n_layers=4))
+
+
+def test_same_tables_same_page(make_run: MakeRun) -> None:
+    run = make_run()
+    assert page_of(run) == page_of(run)
+
+
+def test_several_runs_share_a_page(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run("a", name="one"), make_run("b", name="two", n_layers=4)]
+    page = write_report(runs, out=tmp_path / "both.html").read_text()
+    assert "Layer interventions: one" in page
+    assert "Layer interventions: two" in page
+    assert "Figure 6." in page
+    with pytest.raises(InputError, match="--out"):
+        write_report(runs)
+
+
+def test_a_run_without_results_is_one_clear_line(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"no results to report yet \(status failed\)"):
+        write_report(make_run("empty", table=layers_table(2).head(0), n_layers=2, status="failed", counts={}))
+    with pytest.raises(RunFolderError, match=r"no report is known for the study 'other'"):
+        write_report(make_run("other", study="other"))
+    with pytest.raises(RunFolderError, match="not a lesion run folder"):
+        write_report(tmp_path / "nowhere")
+    edited = make_run("edited")
+    pd.DataFrame({"layer": [0]}).to_parquet(edited / "tables" / "layers.parquet")
+    with pytest.raises(RunFolderError, match=r"not the file that run\.json records"):
+        write_report(edited)
+    assert not (edited / "report.html").exists()
+
+
+def test_report_imports_neither_torch_nor_transformers(make_run: MakeRun) -> None:
+    code = (
+        "import sys; from lesion.report import write_report; write_report(sys.argv[1]);"
+        "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code, str(make_run())], capture_output=True, text=True, check=True)
+    assert answer.stdout == "[]\n"
