@@ -8,3 +8,47 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from jaxtyping import install_import_hook
 
 install_import_hook("lesion", "beartype.beartype")
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+SENTENCES = [
+    "the cat sat on the mat and looked at the moon for a long time",
+    "a model is a machine that guesses the next word of a sentence",
+    "if a part of it is taken away, the guesses change or they do not",
+    "she wrote it down, counted twice, and went to bed before midnight",
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny models gain nothing from threads, and lose much where other work shares the machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LESION_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder as `save_pretrained` leaves it: a tiny random LLaMA and a byte-level tokenizer with a BOS."""
+    from tests.support import save_tiny_folder
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_tiny_folder(folder, SENTENCES)
+    return folder
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """Twelve documents, a JSON row each, of different lengths."""
+    import json
+
+    path = tmp_path / "text.jsonl"
+    rows = [{"text": " ".join(SENTENCES[(i + k) % 4] for k in range(1 + i % 3))} for i in range(12)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path

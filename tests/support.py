@@ -1,10 +1,12 @@
 """What several tests share: tiny models of every family, and documents that are already token ids."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import AutoConfig
 
@@ -72,3 +74,15 @@ class Documents:
             documents=torch.tensor(list(indices)),
             domains=torch.from_numpy(self.domain_of[list(indices)]),
         )
+
+
+def save_tiny_folder(folder: Path, sentences: Sequence[str]) -> None:
+    """Writes a tiny LLaMA of 320 ids and its tokenizer as a Hugging Face folder."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=["<s>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(sentences, trainer)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
+    tiny_model("llama", vocab_size=320).save_pretrained(folder)

@@ -2,7 +2,9 @@
 
 batch      sequences or images stacked in one call (for stacked lanes: lanes x sequences)
 token      positions of a sequence
+output     predictions of a sequence (one a position), or the one of an image
 position   positions that a metric counts, flattened over sequences
+channel, height, width  of an image
 d_model    width of the residual stream
 d_mlp      width of the MLP's hidden layer
 d_z        n_heads * d_head, the input width of the attention output projection

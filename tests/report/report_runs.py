@@ -96,9 +96,8 @@ def layers_manifest(
     }
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """Makes a run folder with synthetic tables; every argument has a default."""
+def maker(base: Path) -> MakeRun:
+    """A function that makes a run folder with synthetic tables below `base`; every argument has a default."""
 
     def make(
         folder: str = "run",
@@ -118,10 +117,16 @@ def make_run(tmp_path: Path) -> MakeRun:
             part[["kl_nats", "kl_nats_sem"]] *= 1 + 0.4 * index
         by_domain = pd.concat(parts, ignore_index=True)
         by_domain.insert(0, "domain", by_domain.pop("domain"))
-        with RunFolder.open(tmp_path / folder, identity={"study": "layers"}, manifest=fields | changes) as run:
+        with RunFolder.open(base / folder, identity={"study": "layers"}, manifest=fields | changes) as run:
             run.write_table("layers", table)
             run.write_table("layers_by_domain", by_domain)
             run.finish(status)
-        return tmp_path / folder
+        return base / folder
 
     return make
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """`maker` in the folder of the test."""
+    return maker(tmp_path)

@@ -13,7 +13,10 @@ import pytest
 
 from lesion.errors import InputError, RunFolderError
 from lesion.report import write_report
-from tests.report.report_runs import MakeRun, layers_table
+from lesion.report.page import render
+from lesion.report.sections import section_of
+from lesion.results import RunView
+from tests.report.report_runs import MakeRun, layers_table, maker
 
 HOSTILE = "<script>alert(1)</script> $x$ \" ' & {{ 7 * 7 }} <img src=x onerror=alert(2)>"
 
@@ -34,16 +37,17 @@ class Elements(HTMLParser):
             self.raw[tag].append("")
 
     def handle_data(self, data: str) -> None:
-        if self.tags and self.tags[-1][0] in self.raw:
-            self.raw[self.tags[-1][0]][-1] += data
+        if self.cdata_elem is not None:
+            self.raw[self.cdata_elem][-1] += data
 
 
 def page_of(run: Path) -> str:
     return write_report(run).read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def hostile(make_run: MakeRun) -> str:
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
+    make_run = maker(tmp_path_factory.mktemp("hostile"))
     return page_of(make_run(name=HOSTILE, domains=("<b>bold</b>", "$y$"), reason=HOSTILE, status="partial"))
 
 
@@ -138,7 +142,8 @@ def test_figures_follow_what_was_measured(
 
 
 def test_deep_models_and_many_domains(make_run: MakeRun) -> None:
-    page = page_of(make_run(n_layers=48, domains=tuple(f"d{k}" for k in range(9))))
+    table = layers_table(48, kinds=("drop",))
+    page = page_of(make_run(table=table, n_layers=48, domains=tuple(f"d{k}" for k in range(9))))
     assert "The 8 largest of 9 domains" in page
 
 
@@ -147,6 +152,18 @@ def test_null_and_odd_columns_do_not_stop_the_page(make_run: MakeRun) -> None:
     table.loc[0, "kl_nats"] = None
     table["loss_nats"] = None
     assert "no labels" in page_of(make_run(table=table, n_layers=4))
+
+
+def test_sizes_that_a_model_does_not_have_are_left_out(make_run: MakeRun) -> None:
+    run = make_run(table=layers_table(3, labels=False), n_layers=3, objective="image")
+    view = RunView.open(run)
+    page = page_of(run)
+    assert "3 layers, 6 heads, 192 dimensions, 2,048 outputs, 4,200,000 parameters" in page
+    assert "61,440 images" in page
+    assert "documents" not in page.split("<h3>Tables")[0]
+    view.manifest["model"] |= {"n_heads": None, "vocabulary": None}
+    text = render([(view.manifest, section_of(view))])
+    assert "3 layers, 192 dimensions, 4,200,000 parameters" in text
 
 
 def test_same_tables_same_page(make_run: MakeRun) -> None:

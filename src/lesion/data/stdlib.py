@@ -74,7 +74,7 @@ def _prose() -> list[tuple[str, Path | str]]:
     documents: list[tuple[str, Path | str]] = []
     seen = set()
     for name, path in _source_files().items():
-        found = _topics(path) if name == TOPICS else _docstrings(name, path)
+        found = _topics(path) if name == TOPICS else _docstrings(ast.parse(_read(path)), f"{name}:")
         for document_name, text in found:
             if text not in seen:
                 seen.add(text)
@@ -89,18 +89,16 @@ def _topics(path: Path) -> Iterator[tuple[str, str]]:
                 yield f"topic:{topic}", text
 
 
-def _docstrings(name: str, path: Path) -> Iterator[tuple[str, str]]:
-    def walk(node: ast.AST, qualified_name: str) -> Iterator[tuple[str, str]]:
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node)
-            if docstring is not None and len(docstring) >= MIN_DOCSTRING:
-                yield qualified_name, docstring
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.stmt | ast.excepthandler):
-                inner = getattr(child, "name", None)
-                yield from walk(child, f"{qualified_name}.{inner}" if inner else qualified_name)
-
-    yield from walk(ast.parse(_read(path)), f"{name}:")
+def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
+    """Long docstrings below a node, named by the path to them; code within functions and branches counts, too."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        docstring = ast.get_docstring(node)
+        if docstring is not None and len(docstring) >= MIN_DOCSTRING:
+            yield name, docstring
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.excepthandler):
+            inner = getattr(child, "name", None)
+            yield from _docstrings(child, f"{name}.{inner}" if inner else name)
 
 
 def _read(path: Path) -> str:

@@ -69,7 +69,7 @@ class Walk:
     Attributes:
         stack_tokens: most tokens in one call of a block, unless a single lane has more.
         on_broken: called with a lane's index and the step at which its residual stream stopped being finite.
-        changed: indices of lanes whose edits have changed a tensor at least once.
+        changed: indices of lanes whose own edits (those that the clean lane has not) have changed a tensor.
     """
 
     anatomy: Anatomy
@@ -136,12 +136,13 @@ class Walk:
 
         (That axis is sequences, or sequences x tokens where a family flattens them.)
         """
+        own = edit not in self.lanes[0].edits.get(edit.layer, ())
 
         def operator(stacked: Tensor) -> Tensor:
             size = stacked.shape[0] // lanes
             rows = stacked[place * size : (place + 1) * size]
             edited = edit.operator(rows)
-            if index not in self.changed and not torch.equal(edited, rows):
+            if own and index not in self.changed and not torch.equal(edited, rows):
                 self.changed.add(index)
             if lanes == 1:
                 return edited

@@ -149,21 +149,23 @@ class _Runner:
         walk = Walk(self._anatomy, self._lanes, self._plan.stack_tokens, self._on_broken, state.changed)
         counts = batch.keep.sum(dim=1)
         sums = torch.zeros((len(counts), len(self._lanes), len(METRICS)), dtype=torch.float64, device=stream.device)
-        for group in self._plan.groups or [[]]:
-            self._measure(walk.run(stream, calls, group), sums)
+        for number, group in enumerate(self._plan.groups or [[]]):
+            streams = walk.run(stream, calls, group)
+            self._measure(streams, sums, measured=group if number else [0, *group])
         self._finish(sums, counts)
 
-    def _measure(self, streams: Streams, sums: Float[Tensor, "document cell metric"]) -> None:
+    def _measure(self, streams: Streams, sums: Float[Tensor, "document cell metric"], *, measured: list[int]) -> None:
         """Logits of kept positions, a chunk at a time: the clean lane's first, each other lane's against it."""
         rows, columns = self._batch.keep.nonzero(as_tuple=True)
-        for index, stream in streams.items():
-            if index and not (streams[0] is stream or torch.equal(stream, streams[0])):
+        for index in measured:
+            if index not in self._state.moved and not torch.equal(streams[index], streams[0]):
                 self._state.moved.add(index)
         for start in range(0, len(rows), self._plan.chunk):
             row, column = rows[start : start + self._plan.chunk], columns[start : start + self._plan.chunk]
             targets = self._batch.targets[row, column]
             clean = predict(self._skeleton.leave(streams[0][row, column]), targets)
-            for index, stream in streams.items():
+            for index in measured:
+                stream = streams[index]
                 lane = clean if stream is streams[0] else predict(self._skeleton.leave(stream[row, column]), targets)
                 sums[:, index].index_add_(0, row, _values(clean, lane))
 

@@ -85,8 +85,8 @@ def legend_lines(spec: FigureSpec) -> list[Series]:
 
 
 def clean(text: str, most: int = 40) -> str:
-    """Text from data, fit for a figure: printable, not longer than `most`, not hidden by a leading underscore."""
-    shown = "".join(c if c.isprintable() else "\ufffd" for c in text)
+    """Text from data, fit for a figure: one line, no longer than `most`, not hidden by a leading underscore."""
+    shown = " ".join(svg.legal(text).split())
     shown = shown if len(shown) <= most else shown[: most - 1] + "…"
     return f" {shown}" if shown.startswith("_") else shown
 

@@ -17,6 +17,13 @@ from lesion.report.svg import legend_key
 from lesion.report.tables import Table, table_of
 
 TEMPLATES = Path(__file__).parent / "templates"
+SIZES = (
+    ("n_layers", "layers"),
+    ("n_heads", "heads"),
+    ("d_model", "dimensions"),
+    ("vocabulary", "outputs"),
+    ("n_parameters", "parameters"),
+)
 MADE = ("status", "started", "finished", "resumed", "reason", "commit", "device", "dtype", "seeds")
 MADE_GROUPS = ("timings", "counts", "arguments", "model", "data", "versions")
 
@@ -53,6 +60,16 @@ class PageSection:
     tables: list[PageTable]
     manifest: dict[str, Any]
     made: list[tuple[str, list[tuple[str, str]]]]
+
+    @property
+    def byline(self) -> str:
+        """The model's kind and sizes, and what it ran on, as far as they are known."""
+        model = self.manifest["model"]
+        sizes = [(model.get(key), noun) for key, noun in SIZES]
+        counted = [f"{value:,} {noun}" for value, noun in sizes if value is not None]
+        kind = [str(model[key]) for key in ("family", "objective") if model.get(key)]
+        place = [str(self.manifest[key]) for key in ("device", "dtype") if self.manifest.get(key)]
+        return " · ".join(", ".join(part) for part in (kind, counted, place) if part)
 
 
 def render(parts: Sequence[tuple[dict[str, Any], Section]]) -> str:

@@ -11,6 +11,7 @@ from lesion.report.palette import role_of
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
+_ILLEGAL = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _KEPT = {
     *("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-linejoin", "stroke-linecap"),
     *("stroke-dasharray", "stroke-dashoffset", "opacity", "font-size", "font-family", "font-weight", "text-anchor"),
@@ -25,7 +26,7 @@ def standalone(text: str, title: str) -> str:
     for element in root.iter(f"{{{_SVG}}}text"):
         element.set("font-family", _FONT)
     name = ElementTree.Element(f"{{{_SVG}}}title")
-    name.text = _xml(title)
+    name.text = legal(title)
     root.insert(0, name)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
@@ -43,7 +44,7 @@ def inline(text: str, *, prefix: str, label: str, hover: Mapping[str, Sequence[s
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
     root.set("role", "img")
-    root.set("aria-label", _xml(label))
+    root.set("aria-label", legal(label))
     root.set("class", "plot")
     _add_hover(root, hover)
     _shorten_identifiers(root, prefix)
@@ -53,6 +54,11 @@ def inline(text: str, *, prefix: str, label: str, hover: Mapping[str, Sequence[s
         if roles:
             element.set("class", " ".join(roles))
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def legal(text: str) -> str:
+    """`text` with a mark in the place of each character that XML does not allow."""
+    return _ILLEGAL.sub("\ufffd", text)
 
 
 def legend_key(role: str, marker: str) -> str:
@@ -106,7 +112,7 @@ def _add_hover(root: ElementTree.Element, hover: Mapping[str, Sequence[str]]) ->
         texts = hover.get(group.attrib.get("id", ""), ())
         markers = list(group.iter(f"{{{_SVG}}}use"))
         for marker, text in zip(markers, texts, strict=bool(texts)):
-            ElementTree.SubElement(marker, f"{{{_SVG}}}title").text = _xml(text)
+            ElementTree.SubElement(marker, f"{{{_SVG}}}title").text = legal(text)
 
 
 def _shorten_identifiers(root: ElementTree.Element, prefix: str) -> None:
@@ -122,7 +128,3 @@ def _shorten_identifiers(root: ElementTree.Element, prefix: str) -> None:
             element.set("href", f"#{short[element.attrib.pop(link)[1:]]}")
         if "clip-path" in element.attrib:
             element.set("clip-path", f"url(#{short[element.attrib['clip-path'][5:-1]]})")
-
-
-def _xml(text: str) -> str:
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)

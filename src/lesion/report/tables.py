@@ -9,6 +9,7 @@ import pandas as pd
 from lesion.report.numbers import Measure, decimals, measured, number
 
 UNITS = ("nats", "bits")
+WORDS = {"kl": "KL", "top1": "top-1", "mlp": "MLP"}
 
 
 class Cell(NamedTuple):
@@ -38,10 +39,10 @@ def table_of(frame: pd.DataFrame) -> Table:
 
 
 def heading(column: str) -> str:
-    """`loss_change_nats` as `loss change (nats)`."""
+    """`loss_change_nats` as `loss change (nats)`, `kl_nats` as `KL (nats)`."""
     words = column.split("_")
     unit = next((word for word in words if word in UNITS), None)
-    text = " ".join(word for word in words if word not in UNITS)
+    text = " ".join(WORDS.get(word, word) for word in words if word not in UNITS)
     return f"{text} ({unit})" if unit else text
 
 

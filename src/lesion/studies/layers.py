@@ -11,7 +11,7 @@ from torch import nn
 
 from lesion.anatomy import Model
 from lesion.data import ImageData, TextData
-from lesion.engine import METRICS, Progress, SweepState, lay_out, make_plan, sweep, verify
+from lesion.engine import METRICS, Data, Lane, Plan, Progress, SweepState, lay_out, make_plan, sweep, verify
 from lesion.errors import InputError
 from lesion.interventions import KINDS, Intervention, combine, parse
 from lesion.results import RunFolder
@@ -122,48 +122,65 @@ def layers(
         **reading.arguments(),
         "seed": seed,
     }
-    study = Study("layers", arguments, opened, documents, command, seed)
     if out is None:
-        return _measure(study, asked, None, progress)
+        return measure(opened, documents, asked, batch_size=batch_size, progress=progress)
+    study = Study("layers", arguments, opened, documents, command, seed)
     path = Path(out) / study.folder_name() if name_folder else Path(out)
     with study.open_folder(path, resume=resume, overwrite=overwrite) as folder:
         if folder.is_complete:
             tables = {name: folder.read_table(name) for name in ("layers", "layers_by_domain")}
             return Outcome(tables, folder.path, resumed_complete=True)
-        return _measure(study, asked, folder, progress)
+        return measure(opened, documents, asked, batch_size=batch_size, folder=folder, progress=progress)
 
 
-def _measure(study: Study, asked: LayerSweep, folder: RunFolder | None, progress: Progress | None) -> Outcome:
+def measure(
+    model: Model,
+    data: Data,
+    asked: LayerSweep,
+    *,
+    batch_size: int | None = None,
+    folder: RunFolder | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """The sweep itself, on anything that gives batches; with a folder, shards and tables are kept in it.
+
+    Raises:
+        ModelError: the model is not what its anatomy says.
+        NonFiniteError: the model itself gives numbers that are not finite.
+        InterventionError: an edit that did nothing.
+    """
     started = time.monotonic()
-    anatomy, data = study.model.anatomy, study.data
-    plan = make_plan(
-        anatomy, [int(n) for n in data.lengths], len(asked.rows), batch_size=study.arguments["batch_size"]
-    )
-    store = folder.shard_store(plan.fingerprint()) if folder else None
-    shortest = min(range(data.n_documents), key=lambda document: int(data.lengths[document]))
-    verify(anatomy, data.batch([shortest]).to(anatomy.device))
+    anatomy = model.anatomy
+    lengths = [int(n) for n in data.lengths]
+    plan = make_plan(anatomy, lengths, len(asked.rows), batch_size=batch_size)
+    verify(anatomy, data.batch([lengths.index(min(lengths))]).to(anatomy.device))
     lanes = lay_out(asked.interventions, anatomy.n_layers, base=asked.base)
+    store = folder.shard_store(plan.fingerprint()) if folder else None
     state = sweep(anatomy, data, lanes, plan, store=store, progress=progress)
     tables = _tables(state, asked, data.domains, anatomy.n_layers)
-    warnings = [str(incident) for incident in state.incidents]
-    warnings += [
-        f"{lane.name}: every number stayed as it was, so what it takes away contributes nothing"
-        for index, lane in enumerate(lanes)
-        if index and index not in state.moved
-    ]
-    if folder is None:
-        return Outcome(tables, None, warnings=warnings)
-    for name, table in tables.items():
+    outcome = Outcome(tables, folder.path if folder else None, _warnings(state, lanes), partial=bool(state.incidents))
+    if folder:
+        _keep(folder, outcome, plan, sum(lengths), time.monotonic() - started)
+    return outcome
+
+
+def _warnings(state: SweepState, lanes: Sequence[Lane]) -> list[str]:
+    still = [lane.name for index, lane in enumerate(lanes) if index and index not in state.moved]
+    nothing = [f"{name}: every number stayed as it was, so what it takes away contributes nothing" for name in still]
+    return [str(incident) for incident in state.incidents] + nothing
+
+
+def _keep(folder: RunFolder, outcome: Outcome, plan: Plan, n_tokens: int, seconds: float) -> None:
+    for name, table in outcome.tables.items():
         folder.write_table(name, table)
-    seconds = time.monotonic() - started
+    scored = {"n_scored": int(outcome.tables["layers"]["n_tokens"].iloc[0])}
     folder.finish(
-        "partial" if state.incidents else "complete",
-        warnings=warnings,
+        "partial" if outcome.partial else "complete",
+        warnings=outcome.warnings,
         plan_shape=plan.shape(),
-        counts={**folder.manifest["counts"], "n_scored": int(tables["layers"]["n_tokens"].iloc[0]), "n_lanes": len(lanes)},
-        timings={"seconds": round(seconds, 3), "tokens_per_second": round(data.n_tokens / seconds, 1)},
+        counts={**folder.manifest["counts"], **scored},
+        timings={"seconds": round(seconds, 3), "tokens_per_second": round(n_tokens / seconds, 1)},
     )
-    return Outcome(tables, folder.path, warnings=warnings, partial=bool(state.incidents))
 
 
 def _tables(state: SweepState, asked: LayerSweep, domains: Sequence[str], n_layers: int) -> dict[str, pd.DataFrame]:

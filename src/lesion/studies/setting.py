@@ -165,7 +165,7 @@ class Study:
             "dtype": self.dtype,
             "seeds": [self.seed],
             "model": described,
-            "data": {**self.data.description, "fingerprint": self.data.fingerprint},
+            "data": _described(self.data),
             "counts": {"n_documents": self.data.n_documents, "n_tokens": self.data.n_tokens},
         }
         return RunFolder.open(out, identity=identity, manifest=manifest, overwrite=overwrite)
@@ -177,3 +177,9 @@ class Study:
     @property
     def dtype(self) -> str:
         return str(self.model.anatomy.dtype).removeprefix("torch.")
+
+
+def _described(data: "TextData | ImageData") -> dict[str, Any]:
+    description = dict(data.description)
+    domains = [{"name": name, **counts} for name, counts in description.pop("domains").items()]
+    return {**description, "domains": domains, "fingerprint": data.fingerprint}

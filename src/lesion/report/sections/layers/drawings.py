@@ -35,9 +35,9 @@ def figures(rows: Rows, by_domain: pd.DataFrame | None) -> Iterator[FigureSpec]:
 
 
 def amount(rows: Rows) -> str:
-    """`12,345 tokens of 10 documents`."""
-    tokens, documents = int(rows.table["n_tokens"].max()), int(rows.table["n_documents"].max())
-    return f"{count(tokens, rows.noun)} of {count(documents, 'document')}"
+    """`12,345 tokens of 10 documents`, or `360 images`."""
+    tokens = count(int(rows.table["n_tokens"].max()), rows.noun)
+    return tokens if rows.noun == "image" else f"{tokens} of {count(int(rows.table['n_documents'].max()), 'document')}"
 
 
 def _figure(
@@ -93,4 +93,4 @@ def _domains(rows: Rows, by_domain: pd.DataFrame) -> FigureSpec:
 def _band(rows: Rows) -> str:
     if not rows.has_errors:
         return "No band: there are no standard errors."
-    return "Bands and bars: ± one standard error, clustered by document, often narrower than the line."
+    return f"Bands and bars: ± {rows.standard_error}, often narrower than the line."

@@ -1,6 +1,6 @@
 """What a layers run measured: positions, interventions and the definition of each quantity."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lesion.report.numbers import count, listed
@@ -12,9 +12,8 @@ POSITIONS = {
     "image": "Positions: one an image, the class logits; the same images for every intervention.",
 }
 SEM = (
-    "± is one standard error of the mean, clustered by document. Two numbers are called distinguishable if they differ "
-    "by more than two standard errors of their difference, computed as if the two were independent; both come from "
-    "the same documents, so that this is cautious where their errors go together."
+    "Two numbers are called distinguishable if they differ by more than two standard errors of their difference, computed "
+    "as if the two were independent; both come from the same data, so that this is cautious where their errors go together."
 )
 
 
@@ -26,14 +25,11 @@ def notes(rows: Rows) -> Iterator[str]:
     yield POSITIONS[model["objective"]]
     if model["objective"] != "image":
         yield f"Context {data['context']} tokens; {_bos(data['bos'])}; {_pack(data['pack'])}."
-    shares = [
-        f"{domain['name']} ({count(int(domain['n_documents']), 'document')}, {count(int(domain['n_tokens']), 'token')})"
-        for domain in data["domains"]
-    ]
+    shares = [f"{domain['name']} ({_size(rows, domain)})" for domain in data["domains"]]
     yield f"Data: {listed(shares)}."
     if model["norm"] == "post":
         yield "The model normalises after adding: a dropped attention or MLP contributes zero and its norm still runs."
-    yield SEM
+    yield f"± is {rows.standard_error}. {SEM}"
 
 
 def definitions(rows: Rows) -> tuple[tuple[str, str], ...]:
@@ -63,6 +59,11 @@ def missing(rows: Rows) -> Iterator[str]:
         yield f"Not part of this run: {listed(left_out)}."
     if rows.depth == 1:
         yield "With a single block there is nothing to swap and no interior."
+
+
+def _size(rows: Rows, domain: Mapping[str, Any]) -> str:
+    positions = count(int(domain["n_tokens"]), rows.noun)
+    return positions if rows.noun == "image" else f"{count(int(domain['n_documents']), 'document')}, {positions}"
 
 
 def _bos(value: Any) -> str:

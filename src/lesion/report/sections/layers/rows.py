@@ -47,6 +47,11 @@ class Rows:
         return f"an {self.noun}" if self.noun == "image" else f"a {self.noun}"
 
     @property
+    def standard_error(self) -> str:
+        """What the standard errors are."""
+        return "one standard error" if self.noun == "image" else "one standard error, clustered by document"
+
+    @property
     def has_loss(self) -> bool:
         """Whether there are targets; images may come without labels."""
         return bool(self.table["loss_nats"].notna().any())

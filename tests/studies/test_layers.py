@@ -1,0 +1,163 @@
+"""`lesion layers`: the tables against a brute-force oracle, the run folder, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import lesion
+from lesion.anatomy import adopt
+from lesion.data import Batch
+from lesion.engine.sweep import _Runner
+from lesion.errors import InputError, InterventionError, RunFolderError
+from lesion.studies.layers import INTERVENTIONS, ask, measure
+from tests.oracles.layers import layers_oracle
+from tests.support import TINY, Documents, tiny_model, token_documents
+
+KEYS = ["intervention", "layer"]
+COLUMNS = {
+    "intervention", "layer", "relative_depth", "n_tokens", "loss_nats", "loss_clean_nats", "kl_nats", "agreement", "top1",
+    "top1_clean", "entropy_bits", "entropy_clean_bits", "loss_nats_sem", "kl_nats_sem", "agreement_sem", "top1_sem",
+    "entropy_bits_sem",
+}  # fmt: skip
+"""Fixed names: others read them."""
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_against_brute_force(name: str) -> None:
+    """One document at a time, a whole forward pass an intervention, float64 metrics: every number of the table."""
+    network = tiny_model(name)
+    model = adopt(network, None)
+    masked = model.anatomy.objective == "masked"
+    data = Documents(token_documents(97, [40, 40, 33, 35, 12, 40]), objective=model.anatomy.objective, n_domains=2)
+    tables = measure(model, data, ask(3, INTERVENTIONS, None, [])).tables
+    pairs = [data.inputs(index) for index in range(6)]
+
+    def oracle(chosen: list[int]) -> pd.DataFrame:
+        targets = [pairs[index][1] for index in chosen] if masked else None
+        ids = [pairs[index][0] for index in chosen]
+        return layers_oracle(network, ids, objective=model.anatomy.objective, targets=targets)
+
+    assert_tables_agree(tables["layers"], oracle(list(range(6))))
+    by_domain = tables["layers_by_domain"]
+    for index, domain in enumerate(data.domains):
+        part = by_domain[by_domain["domain"] == domain].drop(columns="domain")
+        assert_tables_agree(part, oracle(list(range(index, 6, 2))))
+    assert tables["layers"]["kl_nats"].min() > 0.01  # the comparison is about something
+
+
+def assert_tables_agree(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    joined = ours.merge(theirs, on=KEYS, suffixes=("", "_oracle"), validate="one_to_one")
+    assert len(joined) == len(ours) == len(theirs) == 11
+    compared = [column for column in theirs.columns if column not in KEYS]
+    assert set(compared) >= COLUMNS - set(KEYS)
+    for column in compared:
+        # float32 against float64 activations: some 1e-7 on logits of size ten
+        np.testing.assert_allclose(joined[column], joined[f"{column}_oracle"], rtol=1e-5, atol=2e-6, err_msg=column)
+
+
+def test_the_columns_are_the_ones_that_others_read() -> None:
+    data = Documents(token_documents(97, [20, 20]))
+    tables = measure(adopt(tiny_model("opt"), None), data, ask(3, ["swap"], None, [])).tables
+    assert set(tables["layers"].columns) >= COLUMNS
+    assert list(tables["layers_by_domain"].columns) == ["domain", *tables["layers"].columns]
+    assert tables["layers"]["layer"].tolist() == [0, 1]
+    assert tables["layers"]["relative_depth"].tolist() == [0.0, 0.5]
+
+
+def test_only_what_was_asked() -> None:
+    asked = ask(4, ["swap", "drop"], [3, 0], [])
+    assert asked.rows == (("swap", 0), ("drop", 0), ("drop", 3))
+
+
+@pytest.mark.parametrize(("interventions", "layers", "says"), [
+    (["drop"], [0, 3], "--layers 0,3: the model has layers 0 to 2"),
+    (["drop"], [1, 1], "each once"),
+    (["drop"], [], "nothing"),
+    (["swap"], [2], "no next layer"),
+])  # fmt: skip
+def test_what_it_refuses(interventions: list[str], layers: list[int], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        ask(3, interventions, layers, [])
+
+
+@pytest.fixture
+def setting(tiny_folder: Path, text_file: Path) -> dict[str, object]:
+    return {"model": tiny_folder, "data": str(text_file), "reading": lesion.Reading(tokens=600, context=32)}
+
+
+def test_a_run_folder_says_how_it_was_made(setting: dict[str, object], tmp_path: Path) -> None:
+    outcome = lesion.layers(**setting, out=tmp_path / "run", command="lesion layers …")  # type: ignore[arg-type]
+    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["model"]["fingerprint"]
+    assert manifest["data"]["fingerprint"]
+    assert manifest["counts"]["n_scored"] == outcome.tables["layers"]["n_tokens"].iloc[0] > 0
+    stored = pd.read_parquet(tmp_path / "run" / "tables" / "layers.parquet")
+    pd.testing.assert_frame_equal(stored, outcome.tables["layers"])
+    assert not (tmp_path / "run" / "shards").exists()
+
+
+def test_the_same_call_again_is_complete_and_another_is_refused(setting: dict[str, object], tmp_path: Path) -> None:
+    first = lesion.layers(**setting, out=tmp_path / "run")  # type: ignore[arg-type]
+    again = lesion.layers(**setting, out=tmp_path / "run")  # type: ignore[arg-type]
+    assert (first.resumed_complete, again.resumed_complete) == (False, True)
+    pd.testing.assert_frame_equal(first.tables["layers"], again.tables["layers"])
+    with pytest.raises(RunFolderError, match="interventions"):
+        lesion.layers(**setting, out=tmp_path / "run", interventions=["drop"])  # type: ignore[arg-type]
+    other = lesion.layers(**setting, out=tmp_path / "run", interventions=["drop"], overwrite=True)  # type: ignore[arg-type]
+    assert set(other.tables["layers"]["intervention"]) == {"drop"}
+
+
+def test_an_interrupted_run_goes_on_to_the_same_tables(
+    setting: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lesion.engine.plan.SHARD_TOKENS", 64)
+    setting = {**setting, "batch_size": 2}
+    whole = lesion.layers(**setting)  # type: ignore[arg-type]
+
+    def stop(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lesion.layers(**setting, out=tmp_path / "run", progress=stop)  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "partial"
+    assert len(list((tmp_path / "run" / "shards").glob("*.safetensors"))) >= 2
+    assert not (tmp_path / "run" / "tables").exists() or not list((tmp_path / "run" / "tables").iterdir())
+    ran: list[Batch] = []
+    run_batch = _Runner.run
+    monkeypatch.setattr(_Runner, "run", lambda self, batch, state: (ran.append(batch), run_batch(self, batch, state)))
+    resumed = lesion.layers(**setting, out=tmp_path / "run", resume=True)  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(resumed.tables["layers"], whole.tables["layers"], check_exact=True)
+    assert 0 < len(ran) <= 3  # of six: the first shards were not run again
+
+
+def test_there_must_be_something_to_resume(setting: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="no run in"):
+        lesion.layers(**setting, out=tmp_path / "run", resume=True)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_under_an_edit(setting: dict[str, object]) -> None:
+    plain = lesion.layers(**setting, interventions=["drop-mlp"]).tables["layers"].set_index("layer")  # type: ignore[arg-type]
+    edited = lesion.layers(**setting, interventions=["drop"], edits=["drop-mlp:1"]).tables["layers"]  # type: ignore[arg-type]
+    assert edited["loss_clean_nats"].iloc[0] == pytest.approx(plain.loc[1, "loss_nats"], rel=1e-6)
+    with pytest.raises(InterventionError, match="blocks 0 to 2"):
+        lesion.layers(**setting, edits=["drop:7"])  # type: ignore[arg-type]
+
+
+def test_a_context_beyond_the_positions_is_refused(setting: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="--context 65 is longer than the 64 positions"):
+        lesion.layers(**{**setting, "reading": lesion.Reading(context=65)})  # type: ignore[arg-type]
+
+
+def test_a_model_in_memory(setting: dict[str, object]) -> None:
+    loaded = lesion.load(setting["model"])  # type: ignore[arg-type]
+    by_name = lesion.layers(**setting)  # type: ignore[arg-type]
+    in_memory = lesion.layers(**{**setting, "model": loaded.anatomy.model}, tokenizer=loaded.tokenizer)  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(by_name.tables["layers"], in_memory.tables["layers"])
+    with pytest.raises(InputError, match="tokenizer="):
+        lesion.layers(**{**setting, "model": loaded.anatomy.model})  # type: ignore[arg-type]
