@@ -10,10 +10,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import AutoConfig
 
-from lesion.anatomy import families
+from lesion.anatomy import known_families
 from lesion.data import Batch
 
-TINY = {name: (family, sizes) for family in families().values() for name, sizes in family.tiny.items()}
+TINY = {name: (family, sizes) for family in known_families().values() for name, sizes in family.tiny.items()}
 
 
 def tiny_model(name: str, seed: int = 0, **sizes: object) -> nn.Module:
@@ -26,7 +26,9 @@ def tiny_model(name: str, seed: int = 0, **sizes: object) -> nn.Module:
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.ndim == 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.2 + (1.0 if "norm" in key.lower() or ".ln_" in key else 0.0))
+                parameter.copy_(
+                    torch.randn_like(parameter) * 0.2 + (1.0 if "norm" in key.lower() or ".ln_" in key else 0.0)
+                )
             else:
                 parameter.copy_(torch.randn_like(parameter) * 0.25)
     return model.eval()
@@ -76,13 +78,39 @@ class Documents:
         )
 
 
+class Pictures:
+    """Random images of one channel in memory; the label is the index."""
+
+    objective = "image"
+    domains = ("pictures",)
+
+    def __init__(self, count: int, size: int = 16) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.pixels = torch.randn((count, 1, size, size), generator=generator)
+        self.lengths = np.ones(count, dtype=int)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        chosen = torch.tensor(list(indices))
+        return Batch(
+            ids=None,
+            pixels=self.pixels[chosen],
+            mask=None,
+            keep=torch.ones((len(chosen), 1), dtype=torch.bool),
+            targets=chosen.unsqueeze(1),
+            documents=chosen,
+            domains=torch.zeros_like(chosen),
+        )
+
+
 def save_tiny_folder(folder: Path, sentences: Sequence[str]) -> None:
     """Writes a tiny LLaMA of 320 ids and its tokenizer as a Hugging Face folder."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=["<s>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<s>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(sentences, trainer)
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
     tiny_model("llama", vocab_size=320).save_pretrained(folder)

@@ -51,7 +51,9 @@ def test_a_module_imports_only_from_earlier_parts(path: Path) -> None:
 
 def test_hooks_are_registered_in_one_file() -> None:
     found = {
-        path.relative_to(SOURCE).as_posix() for path in FILES if "register_forward" in path.read_text() or '["forward"]' in path.read_text()
+        path.relative_to(SOURCE).as_posix()
+        for path in FILES
+        if "register_forward" in path.read_text() or '["forward"]' in path.read_text()
     }
     assert found == {"interventions/hooks.py"}
 

@@ -2,7 +2,7 @@
 
 The standard library, on which the demo evaluates, is never read here, so every number of the demo is held out.
 
-    python zoo/train_python_8l.py --out zoo/python-8l --tokens 40_000_000
+    python zoo/train_python_8l.py --out zoo/python-8l --tokens 20_000_000
 
 The corpus is whatever the constraints file installed: its list of packages, sizes and a digest are written to
 `training.json` beside the weights, with the loss curve.
@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-VOCABULARY = 4096
+VOCABULARY = 2048
 CONTEXT = 256
 BEGIN, PAD = "<|begin|>", "<|pad|>"
 PACKAGE_BYTES = 25_000_000
@@ -66,9 +66,7 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
         ),
     )
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BEGIN, pad_token=PAD, model_max_length=CONTEXT
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BEGIN, pad_token=PAD, model_max_length=CONTEXT)
 
 
 def windows(tokenizer: PreTrainedTokenizerFast, files: list[Path]) -> Tensor:
@@ -90,11 +88,11 @@ def new_model(seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=192,
-        intermediate_size=512,
+        hidden_size=128,
+        intermediate_size=384,
         num_hidden_layers=8,
-        num_attention_heads=6,
-        num_key_value_heads=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=0,
@@ -120,8 +118,8 @@ def validation_loss(model: torch.nn.Module, rows: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=40_000_000)
-    parser.add_argument("--batch", type=int, default=16, help="windows a step")
+    parser.add_argument("--tokens", type=int, default=20_000_000)
+    parser.add_argument("--batch", type=int, default=8, help="windows a step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -164,7 +162,9 @@ def main() -> None:
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
             rate = (step + 1) * ids.numel() / (time.monotonic() - started)
-            curve.append({"step": step, "tokens": (step + 1) * ids.numel(), "loss_nats": round(float(loss.detach()), 4)})
+            curve.append(
+                {"step": step, "tokens": (step + 1) * ids.numel(), "loss_nats": round(float(loss.detach()), 4)}
+            )
             print(f"{step}/{steps} loss {float(loss.detach()):.3f} {rate:,.0f} tokens/s", flush=True)
         if step and step % 2000 == 0:
             model.save_pretrained(arguments.out.with_name(arguments.out.name + ".partial"))
@@ -189,7 +189,11 @@ def main() -> None:
         "seconds": round(seconds),
         "validation_loss_nats": round(final, 4),
         "validation_tokens": validation_rows.numel(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         "curve": curve,
     }
     (arguments.out / "training.json").write_text(json.dumps(record, indent=1))

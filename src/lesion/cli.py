@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -48,26 +49,58 @@ DataOption = Annotated[
 TokensOption = Annotated[int, typer.Option(min=1, help="Tokens to read over all domains (images: how many).")]
 ContextOption = Annotated[
     int | None,
-    typer.Option(min=2, help="Longest sequence, specials included.", show_default="the model's positions, at most 1024"),
+    typer.Option(
+        min=2, help="Longest sequence, specials included.", show_default="the model's positions, at most 1024"
+    ),
 ]
-BosOption = Annotated[Bos, typer.Option(help="Put a BOS in front: where the tokenizer has one and does not add it, always, or never.")]
-PackOption = Annotated[bool, typer.Option("--pack", help="Concatenate documents into full contexts instead of one document a sequence.")]
+BosOption = Annotated[
+    Bos, typer.Option(help="Put a BOS in front: where the tokenizer has one and does not add it, always, or never.")
+]
+PackOption = Annotated[
+    bool, typer.Option("--pack", help="Concatenate documents into full contexts instead of one document a sequence.")
+]
 BadRowOption = Annotated[OnBadRow, typer.Option(help="What to do with a row that cannot be read.")]
 BatchOption = Annotated[str, typer.Option(help="Documents in a batch, or auto.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-DtypeOption = Annotated[str, typer.Option(help="auto (float32 on a CPU, the checkpoint's on a GPU), float32, bfloat16 or float16.")]
+DtypeOption = Annotated[
+    str, typer.Option(help="auto (float32 on a CPU, the checkpoint's on a GPU), float32, bfloat16 or float16.")
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of the masking of masked models.")]
-OutOption = Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<study>-<model>-<hash of the arguments>")]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Run folder.", show_default="runs/<study>-<model>-<hash of the arguments>")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Start again in a folder that holds another run.")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run; refuse to start a new one.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on with an interrupted run; refuse to start a new one.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print a summary as JSON on standard output.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin where there is no safetensors file.")]
+PickleOption = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin where there is no safetensors file.")
+]
 EditOption = Annotated[
     list[str] | None,
-    typer.Option("--edit", help="Measure the model under this edit; may be repeated: drop:3, swap:3, drop-attn:3, drop-mlp:3."),
+    typer.Option(
+        "--edit", help="Measure the model under this edit; may be repeated: drop:3, swap:3, drop-attn:3, drop-mlp:3."
+    ),
 ]
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"lesion {metadata.version('lesion')}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Find out what the parts of a transformer do, by taking them away and by watching them fire."""
 
 
 @app.command()
@@ -135,7 +168,9 @@ def demo(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One or more run folders.")],
-    out: Annotated[Path | None, typer.Option(help="Page to write.", show_default="report.html of the first run")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Page to write.", show_default="report.html of the first run")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Write the page of one or more finished runs again."""
@@ -157,7 +192,12 @@ class _Output:
 
 
 def _run_layers(
-    model: str, data: list[str], asked: dict[str, Any], reading: dict[str, Any], loading: dict[str, Any], output: _Output
+    model: str,
+    data: list[str],
+    asked: dict[str, Any],
+    reading: dict[str, Any],
+    loading: dict[str, Any],
+    output: _Output,
 ) -> None:
     from lesion.report import write_report
     from lesion.studies.layers import layers
@@ -177,7 +217,8 @@ def _run_layers(
             command=shlex.join(["lesion", *sys.argv[1:]]),
             progress=progress,
         )
-    page = write_report([outcome.path])
+    assert outcome.path is not None  # a run folder was asked for
+    page = write_report(outcome.path)
     _say(outcome, page, output)
 
 
@@ -209,7 +250,12 @@ def _print_table(table: Any, console: Console) -> None:
     columns = {"layer": "layer", "intervention": "intervention"}
     for heading in columns:
         shown.add_column(heading, justify="right" if heading == "layer" else "left")
-    measures = {"kl_nats": "KL (nats)", "agreement": "agreement", "loss_change_nats": "loss change (nats)", "entropy_change_bits": "entropy change (bits)"}
+    measures = {
+        "kl_nats": "KL (nats)",
+        "agreement": "agreement",
+        "loss_change_nats": "loss change (nats)",
+        "entropy_change_bits": "entropy change (bits)",
+    }
     for heading in measures.values():
         shown.add_column(heading, justify="right")
     for row in table.sort_values(["intervention", "layer"], kind="stable").to_dict("records"):
@@ -222,9 +268,23 @@ def _print_table(table: Any, console: Console) -> None:
 def _progress(console: Console) -> Iterator[Any]:
     """A bar with the time left on a terminal; elsewhere a line now and then."""
     if console.is_terminal:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = (TextColumn("tokens"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (
+            TextColumn("tokens"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("sweep", total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -7,16 +7,28 @@ import torch
 from torch import Tensor, nn
 
 from lesion.anatomy import SITES, dissect
+from lesion.data import Batch
 from lesion.engine import Skeleton, Walk, lay_out, verify
 from lesion.interventions import ActivationEdit, Intervention, drop, drop_attn, drop_mlp, swap
 from lesion.interventions.hooks import Hook, hooked
-from tests.support import TINY, Documents, tiny_model, token_documents
+from tests.support import TINY, Documents, Pictures, tiny_model, token_documents
 
 LENGTHS = [12, 40, 40, 40]
 
 
-def documents(name: str) -> Documents:
-    return Documents(token_documents(97, LENGTHS), objective=TINY[name][0].objective)
+def documents(name: str) -> Documents | Pictures:
+    objective = TINY[name][0].objective
+    return Pictures(4) if objective == "image" else Documents(token_documents(97, LENGTHS), objective=objective)
+
+
+def logits_of(model: nn.Module, batch: Batch) -> Tensor:
+    """The model's own forward, at every output."""
+    return Skeleton(dissect(model)).whole(batch)
+
+
+def outputs(stream: Tensor, batch: Batch) -> Tensor:
+    """The residual stream at every output: all positions, or the class token."""
+    return (stream[:, :1] if batch.ids is None else stream).flatten(0, 1)
 
 
 @pytest.fixture(params=TINY)
@@ -32,31 +44,31 @@ def test_blocks_one_by_one_are_the_whole_model(name: str) -> None:
     skeleton = Skeleton(anatomy)
     stream, calls = skeleton.enter(batch)
     final = Walk(anatomy, lay_out([], 3), 4096, lambda index, step: None).run(stream, calls, [])[0]
-    whole = model(**batch.model_inputs()).logits
-    assert torch.equal(skeleton.leave(final.flatten(0, 1)).view_as(whole), whole)
-    assert not torch.equal(skeleton.leave(stream.flatten(0, 1)).view_as(whole), whole)
+    whole = logits_of(model, batch)
+    assert torch.equal(skeleton.leave(outputs(final, batch)), whole)
+    assert not torch.equal(skeleton.leave(outputs(stream, batch)), whole)
 
 
 @pytest.mark.parametrize("make", [drop, swap, drop_attn, drop_mlp])
 @torch.inference_mode()
 def test_a_lane_is_the_context_manager(name: str, make: object) -> None:
-    """The two uses of an intervention agree, and both move the output; the clean lane is not touched by its neighbours."""
+    """The two uses of an intervention agree and move the output; the clean lane is not touched by its neighbours."""
     model = tiny_model(name)
     anatomy, batch = dissect(model), documents(name).batch([1, 2])
     interventions = [make(layer) for layer in range(2)]  # type: ignore[operator]
     skeleton = Skeleton(anatomy)
     stream, calls = skeleton.enter(batch)
     streams = Walk(anatomy, lay_out(interventions, 3), 4096, lambda index, step: None).run(stream, calls, [1, 2])
-    whole = model(**batch.model_inputs()).logits
-    assert torch.equal(skeleton.leave(streams[0].flatten(0, 1)).view_as(whole), whole)
+    whole = logits_of(model, batch)
+    assert torch.equal(skeleton.leave(outputs(streams[0], batch)), whole)
     for index, intervention in enumerate(interventions, start=1):
         with intervention.on(model):
-            inside = model(**batch.model_inputs(), **({"use_cache": False} if anatomy.objective == "causal" else {})).logits
-        lane = skeleton.leave(streams[index].flatten(0, 1)).view_as(whole)
+            inside = logits_of(model, batch)
+        lane = skeleton.leave(outputs(streams[index], batch))
         # stacked and single calls may take other kernels for products of small matrices: rounding, no more
         torch.testing.assert_close(lane, inside, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(inside, whole, atol=1e-2)
-    assert torch.equal(model(**batch.model_inputs()).logits, whole)
+    assert torch.equal(logits_of(model, batch), whole)
 
 
 @torch.inference_mode()
@@ -83,12 +95,12 @@ def test_every_site_fires_once_a_block(name: str) -> None:
 def test_identity_edits_change_no_bit(name: str) -> None:
     model, batch = tiny_model(name), documents(name).batch([1, 2])
     identity = Intervention("identity", edits=tuple(ActivationEdit(1, site, lambda x: x.clone()) for site in SITES))
-    whole = model(**batch.model_inputs()).logits
+    whole = logits_of(model, batch)
     with identity.on(model):
-        assert torch.equal(model(**batch.model_inputs()).logits, whole)
+        assert torch.equal(logits_of(model, batch), whole)
     doubled = Intervention("double", edits=(ActivationEdit(1, "z", lambda x: 2 * x),))
     with doubled.on(model):
-        assert not torch.equal(model(**batch.model_inputs()).logits, whole)
+        assert not torch.equal(logits_of(model, batch), whole)
 
 
 @pytest.mark.parametrize(("site", "projection"), [("z", "attn_out"), ("mlp_post", "mlp_out")])
@@ -105,12 +117,12 @@ def test_zeroing_activations_is_zeroing_weights(name: str, site: str, projection
         return tensor
 
     with Intervention("zero", edits=(ActivationEdit(1, site, zero),)).on(model):
-        by_activation = model(**batch.model_inputs()).logits
-    whole = model(**batch.model_inputs()).logits
+        by_activation = logits_of(model, batch)
+    whole = logits_of(model, batch)
     module = anatomy.site(1, site)[0]
     columns = module.weight.T if isinstance(module, nn.Linear) else module.weight
     columns[chosen] = 0
-    assert torch.equal(model(**batch.model_inputs()).logits, by_activation)
+    assert torch.equal(logits_of(model, batch), by_activation)
     assert not torch.allclose(by_activation, whole, atol=1e-3)
 
 
@@ -122,6 +134,8 @@ def test_what_a_block_adds_is_attention_and_mlp(name: str) -> None:
 @torch.inference_mode()
 def test_padding_does_not_reach_kept_positions(name: str) -> None:
     model, data = tiny_model(name), documents(name)
+    if isinstance(data, Pictures):
+        pytest.skip("images are never padded")
     alone, padded = data.batch([0]), data.batch([0, 1])
     assert alone.mask is None
     assert padded.mask is not None
@@ -132,7 +146,7 @@ def test_padding_does_not_reach_kept_positions(name: str) -> None:
 
 def test_hooks_are_gone_after_an_exception(name: str) -> None:
     model, batch = tiny_model(name), documents(name).batch([1])
-    whole = model(**batch.model_inputs()).logits
+    whole = logits_of(model, batch)
 
     def fail(tensor: Tensor) -> Tensor:
         raise ArithmeticError
@@ -144,4 +158,4 @@ def test_hooks_are_gone_after_an_exception(name: str) -> None:
         raise ArithmeticError
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
     assert all("forward" not in module.__dict__ for module in model.modules())
-    assert torch.equal(model(**batch.model_inputs()).logits, whole)
+    assert torch.equal(logits_of(model, batch), whole)

@@ -1,6 +1,7 @@
 """The engine: what a plan may not change, what resumes, and what must not be passed over."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -29,7 +30,12 @@ def data() -> Documents:
 
 
 def plan_with(**changes: object) -> Plan:
-    fields = {"shards": [[[0, 1, 3], [5, 7]], [[2, 6], [4]]], "groups": [list(range(1, LANES + 1))], "stack_tokens": 2048, "chunk": 64}
+    fields = {
+        "shards": [[[0, 1, 3], [5, 7]], [[2, 6], [4]]],
+        "groups": [list(range(1, LANES + 1))],
+        "stack_tokens": 2048,
+        "chunk": 64,
+    }
     return Plan(**{**fields, **changes})  # type: ignore[arg-type]
 
 
@@ -50,7 +56,9 @@ def assert_same(a: SweepState, b: SweepState, tolerance: float = 0.0) -> None:
     {"chunk": 7},
     {"shards": [[[0]], [[1, 3, 5, 7, 2], [6]], [[4]]]},
 ], ids=str)  # fmt: skip
-def test_how_it_is_laid_out_changes_rounding_at_most(anatomy: Anatomy, data: Documents, changes: dict[str, object]) -> None:
+def test_how_it_is_laid_out_changes_rounding_at_most(
+    anatomy: Anatomy, data: Documents, changes: dict[str, object]
+) -> None:
     # float32 rounding of another kernel or summation, summed over some 200 tokens
     assert_same(run(anatomy, data, plan_with(**changes)), run(anatomy, data, plan_with()), tolerance=2e-4)
 
@@ -96,7 +104,7 @@ def test_a_base_edit_is_under_every_lane(anatomy: Anatomy, data: Documents) -> N
 
 def test_shards_that_are_done_are_not_run_again(anatomy: Anatomy, data: Documents, tmp_path: Path) -> None:
     class Counting(Documents):
-        asked: list[list[int]] = []
+        asked: ClassVar[list[list[int]]] = []
 
         def batch(self, indices: object) -> Batch:
             self.asked.append(list(indices))  # type: ignore[call-overload]
@@ -144,7 +152,9 @@ def test_a_model_that_is_not_finite_is_an_error(data: Documents) -> None:
 
 def test_an_edit_that_changes_activations_and_nothing_else_is_an_error(anatomy: Anatomy, data: Documents) -> None:
     """Changed and changed back within the block: the site fired, and nothing came of it."""
-    undone = Intervention("undone", edits=(ActivationEdit(1, "attn_out", lambda x: x + 1), ActivationEdit(1, "attn_out", lambda x: x)))
+    undone = Intervention(
+        "undone", edits=(ActivationEdit(1, "attn_out", lambda x: x + 1), ActivationEdit(1, "attn_out", lambda x: x))
+    )
 
     class Undoing:
         def __init__(self) -> None:
@@ -159,7 +169,9 @@ def test_an_edit_that_changes_activations_and_nothing_else_is_an_error(anatomy: 
             return self.kept
 
     undoing = Undoing()
-    idle = Intervention("idle", edits=(ActivationEdit(1, "attn_out", undoing.change), ActivationEdit(1, "attn_out", undoing.back)))
+    idle = Intervention(
+        "idle", edits=(ActivationEdit(1, "attn_out", undoing.change), ActivationEdit(1, "attn_out", undoing.back))
+    )
     with pytest.raises(InterventionError, match=r"idle.*nothing came out differently"):
         sweep(anatomy, data, lay_out([idle], 3), plan_with(groups=[[1]]))
     assert sweep(anatomy, data, lay_out([undone], 3), plan_with(groups=[[1]])).moved == {1}

@@ -24,9 +24,9 @@ def test_orders() -> None:
 
 @pytest.mark.parametrize("intervention", [drop(3), swap(2), drop_attn(3), drop_mlp(-1)])
 def test_blocks_out_of_range(intervention: Intervention) -> None:
-    with pytest.raises(InterventionError, match="blocks 0 to 2"):
+    with pytest.raises(InterventionError, match=r"blocks 0 to 2"):
         intervention.order(3)
-    with pytest.raises(InterventionError, match="blocks 0 to 2"), intervention.on(tiny_model("gpt2")):
+    with pytest.raises(InterventionError, match=r"blocks 0 to 2"), intervention.on(tiny_model("gpt2")):
         pass
 
 
@@ -37,7 +37,7 @@ def test_the_grammar_is_the_name(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["drop", "drop:", "drop:x", "drop:-1", "drop_attn:1", "remove:1", ""])
 def test_what_the_grammar_refuses(text: str) -> None:
-    with pytest.raises(InterventionError, match="edit|block"):
+    with pytest.raises(InterventionError, match=r"edit|block"):
         parse(text)
 
 
@@ -89,7 +89,7 @@ def test_generation_without_a_block_needs_its_cache_off() -> None:
     ids = IDS[:, :6]
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with drop(0).on(model):
-        with pytest.raises(InterventionError, match="use_cache=False"):
+        with pytest.raises(InterventionError, match=r"use_cache=False"):
             model.generate(ids, use_cache=True, **options)
         model.generate(ids, use_cache=False, **options)
     for edit in (drop(1), swap(1)):
@@ -100,7 +100,10 @@ def test_generation_without_a_block_needs_its_cache_off() -> None:
 
 def test_an_edit_that_never_fires_is_an_error() -> None:
     model = tiny_model("gpt2")
-    with pytest.raises(InterventionError, match="block 1, z.*did nothing"), Intervention("idle", edits=(ActivationEdit(1, "z", torch.zeros_like),)).on(model):
+    with (
+        pytest.raises(InterventionError, match=r"block 1, z.*did nothing"),
+        Intervention("idle", edits=(ActivationEdit(1, "z", torch.zeros_like),)).on(model),
+    ):
         model.transformer.wte(IDS)
     with Intervention("busy", edits=(ActivationEdit(1, "z", torch.zeros_like),)).on(model):
         model(IDS)
@@ -108,7 +111,10 @@ def test_an_edit_that_never_fires_is_an_error() -> None:
 
 def test_an_exception_is_not_hidden_by_the_silence_of_an_edit() -> None:
     model = tiny_model("gpt2")
-    with pytest.raises(ArithmeticError), Intervention("idle", edits=(ActivationEdit(1, "z", torch.zeros_like),)).on(model):
+    with (
+        pytest.raises(ArithmeticError),
+        Intervention("idle", edits=(ActivationEdit(1, "z", torch.zeros_like),)).on(model),
+    ):
         raise ArithmeticError
 
 
@@ -116,7 +122,7 @@ def test_a_model_of_no_known_family() -> None:
     class Unknown(nn.Module):
         config = type("Config", (), {"model_type": "perceptron"})()
 
-    with pytest.raises(ModelError, match="perceptron"), drop(0).on(Unknown()):
+    with pytest.raises(ModelError, match=r"perceptron"), drop(0).on(Unknown()):
         pass
 
 

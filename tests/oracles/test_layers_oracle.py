@@ -6,7 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from oracles.layers import (
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from tests.oracles.layers import (
     COLUMNS,
     FAMILIES,
     INTERVENTIONS,
@@ -16,9 +19,7 @@ from oracles.layers import (
     ratio_mean_and_sem,
     token_measures,
 )
-from oracles.tiny import MASK, MASKED, TINY, VOCABULARY, mask_some, random_documents
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tests.oracles.tiny import MASK, MASKED, TINY, VOCABULARY, mask_some, random_documents
 
 POST_NORM = {"bert", "roberta", "opt_350m"}
 DOCUMENTS = random_documents(1, [20, 33, 7, 40])

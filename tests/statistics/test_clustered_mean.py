@@ -52,7 +52,7 @@ def test_equal_documents_give_the_usual_standard_error() -> None:
 
 
 def test_tokens_of_a_document_are_not_independent() -> None:
-    """Repeating every token of a document tells nothing new: the error stays, where independent tokens would shrink it."""
+    """Repeating every token of a document tells nothing new: the error stays; independent tokens would shrink it."""
     sums, counts = documents(1)
     once, tenfold = gathered(sums, counts, []).result(), gathered(sums * 10, counts * 10, []).result()
     torch.testing.assert_close(once.sem, tenfold.sem, rtol=RELATIVE, atol=0)

@@ -8,7 +8,8 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from lesion.statistics import NO_TARGET, kl_nats, predict
+from lesion.data.batches import NO_TARGET
+from lesion.statistics import kl_nats, predict
 
 FLOAT32 = {"rtol": 2e-5, "atol": 2e-6}  # sums of 500 terms in float32
 

@@ -1,12 +1,12 @@
-"""One model taken apart: its blocks, its sites and its sizes, read from the weights and checked against its configuration."""
+"""One model taken apart: blocks, sites and sizes, read from the weights and checked against the configuration."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lesion.anatomy.family import SITES, Family, Objective, Side, families
+from lesion.anatomy.family import SITES, Config, Family, Objective, Side, known_families
 from lesion.errors import ModelError
 
 
@@ -18,7 +18,7 @@ class Anatomy:
         model: the user's own `PreTrainedModel`, unchanged.
         blocks: the blocks in order.
         d_z: n_heads x d_head, the width of `z`; not d_model in every model.
-        n_positions: the longest sequence that the model can read, specials included.
+        n_positions: the longest sequence that the model can read, specials included (images: patches and class token).
         vocabulary: rows of the unembedding (classes for an image classifier).
         n_token_ids: rows of the embedding, the ids that the model can read (0 for images).
         norm: `post` where a norm follows each addition to the residual stream.
@@ -43,6 +43,11 @@ class Anatomy:
     @property
     def n_layers(self) -> int:
         return len(self.blocks)
+
+    @property
+    def config(self) -> Config:
+        """The model's configuration."""
+        return self.model.config
 
     @property
     def objective(self) -> Objective:
@@ -73,18 +78,20 @@ def dissect(model: nn.Module) -> Anatomy:
         ModelError: the family is unknown, the configuration is one that cannot be studied, a part is missing, or
             weights and configuration contradict each other. The message names what was expected and found.
     """
-    config = model.config
-    family = families().get(config.model_type)
+    config: Config = getattr(model, "config", None)
+    kind = str(getattr(config, "model_type", None))
+    family = known_families().get(kind)
     architecture = type(model).__name__
     if family is None or architecture not in family.architectures:
-        known = ", ".join(sorted(name for entry in families().values() for name in entry.architectures))
-        raise ModelError(f"no anatomy is known for {architecture} (model type {config.model_type!r}); known: {known}")
+        known = ", ".join(sorted(name for entry in known_families().values() for name in entry.architectures))
+        raise ModelError(f"no anatomy is known for {architecture} (model type {kind!r}); known: {known}")
     if reason := family.refuse(config):
         raise ModelError(f"this {architecture} cannot be studied: {reason}")
-    blocks = tuple(_part(model, family.blocks, architecture))
+    blocks = _blocks(model, family, architecture)
     if len(blocks) != config.num_hidden_layers:
         raise ModelError(
-            f"{architecture} has {len(blocks)} blocks in {family.blocks}, its configuration says {config.num_hidden_layers}"
+            f"{architecture} has {len(blocks)} blocks in {family.blocks}, "
+            f"its configuration says {config.num_hidden_layers}"
         )
     for layer, block in enumerate(blocks):
         for site in SITES:
@@ -105,7 +112,7 @@ def dissect(model: nn.Module) -> Anatomy:
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         n_positions=_positions(model, family, config),
-        vocabulary=_part(model, family.unembed, architecture).weight.shape[0],
+        vocabulary=_rows(_part(model, family.unembed, architecture)),
         n_token_ids=_token_ids(model, family),
         norm="post" if family.post_norm(config) else "pre",
         parallel=family.parallel(config),
@@ -116,29 +123,32 @@ def _part(module: nn.Module, path: str, owner: str) -> nn.Module:
     try:
         return module.get_submodule(path)
     except AttributeError:
-        raise ModelError(f"{owner} has no part {path!r}; this version of the model is not the one that is known") from None
+        raise ModelError(
+            f"{owner} has no part {path!r}; this version of the model is not the one that is known"
+        ) from None
 
 
 def _projection_sizes(module: nn.Module) -> tuple[int, int]:
     """Inputs and outputs of a projection: `nn.Linear` stores (out, in), GPT-2's Conv1D (in, out)."""
-    rows, columns = module.weight.shape
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    rows, columns = weight.shape
     return (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
 
 
 def _same(blocks: tuple[nn.Module, ...], path: str, owner: str) -> tuple[int, int]:
     """The sizes of one projection, which must be the same in every block."""
     sizes = [_projection_sizes(_part(block, path, f"block {i} of {owner}")) for i, block in enumerate(blocks)]
-    if not sizes:
-        raise ModelError(f"{owner} has no blocks")
     for layer, size in enumerate(sizes):
         if size != sizes[0]:
-            raise ModelError(f"{path} of block {layer} is {size[0]} x {size[1]}, that of block 0 {sizes[0][0]} x {sizes[0][1]}")
+            raise ModelError(
+                f"{path} of block {layer} is {size[0]} x {size[1]}, that of block 0 {sizes[0][0]} x {sizes[0][1]}"
+            )
     return sizes[0]
 
 
-def _heads(block: nn.Module, family: Family, config: object, d_z: int) -> tuple[int, int, int]:
+def _heads(block: nn.Module, family: Family, config: Config, d_z: int) -> tuple[int, int, int]:
     """Heads, key/value heads and width of a head, from the projections; only the number of heads is the config's."""
-    n_heads = int(config.num_attention_heads)  # type: ignore[attr-defined]
+    n_heads = int(config.num_attention_heads)
     if d_z % n_heads:
         raise ModelError(f"the configuration says {n_heads} heads, which do not divide the {d_z} inputs of {family.z}")
     d_head = d_z // n_heads
@@ -150,12 +160,32 @@ def _heads(block: nn.Module, family: Family, config: object, d_z: int) -> tuple[
     return n_heads, d_key // d_head, d_head
 
 
-def _positions(model: nn.Module, family: Family, config: object) -> int:
+def _positions(model: nn.Module, family: Family, config: Config) -> int:
     if family.positions is None:
-        return int(config.max_position_embeddings)  # type: ignore[attr-defined]
-    table = _part(model, family.positions, type(model).__name__)
-    return int(table.weight.shape[0]) - family.position_offset(config)
+        return int(config.max_position_embeddings)
+    path, _, name = family.positions.rpartition(".")
+    table = getattr(_part(model, path, type(model).__name__), name, None)
+    if isinstance(table, nn.Parameter):
+        return int(table.shape[-2])
+    if not isinstance(table, nn.Module):
+        raise ModelError(f"{type(model).__name__} has no part {family.positions!r}")
+    return _rows(table) - family.position_offset(config)
 
 
 def _token_ids(model: nn.Module, family: Family) -> int:
-    return 0 if family.objective == "image" else int(model.get_input_embeddings().weight.shape[0])
+    if family.objective == "image":
+        return 0
+    return _rows(model.get_input_embeddings())  # type: ignore[operator]
+
+
+def _rows(module: nn.Module) -> int:
+    """Rows of a table or of a linear layer's weight."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return int(weight.shape[0])
+
+
+def _blocks(model: nn.Module, family: Family, owner: str) -> tuple[nn.Module, ...]:
+    found = _part(model, family.blocks, owner)
+    if not isinstance(found, nn.ModuleList) or not len(found):
+        raise ModelError(f"{owner} has no list of blocks at {family.blocks!r}")
+    return tuple(found)

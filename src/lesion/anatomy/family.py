@@ -1,4 +1,4 @@
-"""What one family of Hugging Face models is made of, as data: paths of modules, and the few ways in which blocks differ.
+"""What one family of Hugging Face models is made of, as data: paths, and the few ways in which blocks differ.
 
 A new family is one file in `lesion/anatomy/families/` with one `FAMILY = Family(...)` in it, tiny configurations
 included; every contract test then runs on it.
@@ -28,7 +28,7 @@ def _nothing_refused(config: Config) -> str | None:
 
 @dataclass(frozen=True)
 class Family:
-    """One declarative entry. Paths are relative to the model (`blocks`, `positions`, `unembed`) or to one block (the rest).
+    """One declarative entry. `blocks`, `positions` and `unembed` are paths in the model, the others in one block.
 
     Attributes:
         model_type: `config.model_type` of the family.
@@ -42,7 +42,7 @@ class Family:
         mlp_out: module whose output is what the MLP adds to the residual stream.
         unembed: path of the last linear layer of the head.
         query, key: projections to queries and keys, or None where q, k and v are one matrix.
-        positions: path of a learned position table, or None (rotary, ALiBi).
+        positions: path of a learned position table (a module or a parameter), or None (rotary, ALiBi).
         position_offset: rows of that table that no position uses, given the configuration.
         post_norm: whether a norm follows each addition to the residual stream.
         parallel: whether attention and MLP read the same input.
@@ -74,7 +74,7 @@ class Family:
     tiny: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def site(self, name: str) -> tuple[str, Side]:
-        """Path in a block and side of a site, by TransformerLens's name; `resid_pre` and `resid_post` are the block's own.
+        """Path in a block and side of a site, by TransformerLens's name.
 
         Raises:
             KeyError: no such site.
@@ -94,8 +94,10 @@ SITES = ("resid_pre", "z", "attn_out", "mlp_pre", "mlp_post", "mlp_out", "resid_
 
 
 @cache
-def families() -> dict[str, Family]:
+def known_families() -> dict[str, Family]:
     """All families by `model_type`, one module of `lesion.anatomy.families` each."""
     package = importlib.import_module("lesion.anatomy.families")
-    modules = [importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)]
+    modules = [
+        importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)
+    ]
     return {module.FAMILY.model_type: module.FAMILY for module in modules}

@@ -33,9 +33,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{path} names no model_type, so the family cannot be known")
     if "auto_map" in config:
-        raise ModelError(f"{path} asks for code of its own (auto_map); lesion does not run code that comes with a model")
+        raise ModelError(
+            f"{path} asks for code of its own (auto_map); lesion does not run code that comes with a model"
+        )
     if "quantization_config" in config:
-        raise ModelError(f"{folder} holds packed (quantised) weights, which are not supported; use the unquantised checkpoint")
+        raise ModelError(
+            f"{folder} holds packed (quantised) weights, which are not supported; use the unquantised checkpoint"
+        )
     return config
 
 

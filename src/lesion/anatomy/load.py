@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from lesion.anatomy import files
 from lesion.anatomy.anatomy import Anatomy, dissect
-from lesion.anatomy.family import Family, families
+from lesion.anatomy.family import Family, known_families
 from lesion.anatomy.source import resolve
 from lesion.errors import InputError, ModelError
 
@@ -54,7 +55,7 @@ class Model:
             "norm": a.norm,
             "parallel": a.parallel,
             "n_parameters": sum(p.numel() for p in a.model.parameters()),
-            "attention": a.model.config._attn_implementation,
+            "attention": a.config._attn_implementation,
             "fingerprint": self.fingerprint,
         }
 
@@ -73,9 +74,12 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", allow_p
     """
     folder = resolve(str(name), allow_pickle=allow_pickle)
     stored = files.read_config(folder)
-    family = families().get(stored["model_type"])
+    family = known_families().get(stored["model_type"])
     if family is None:
-        raise ModelError(f"{name} is of family {stored['model_type']!r}, which is not known; known: {', '.join(sorted(families()))}")
+        raise ModelError(
+            f"{name} is of family {stored['model_type']!r}, which is not known; "
+            f"known: {', '.join(sorted(known_families()))}"
+        )
     weights = files.weight_files(folder, allow_pickle=allow_pickle)
     place = _device(device)
     model = _build(folder, family, _dtype(dtype, place), place)
@@ -137,6 +141,8 @@ def _build(folder: Path, family: Family, dtype: torch.dtype | str, device: torch
             raise
         except SafetensorError as error:
             raise ModelError(f"the weights in {folder} are damaged: {error}") from None
+        except UnpicklingError:
+            raise ModelError(f"{folder} pickles more than tensors, which would run code; it was not opened") from None
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise ModelError(f"transformers cannot load {folder}: {_first_line(error)}") from error
     _refuse_loose_ends(folder, family, info)
@@ -152,14 +158,18 @@ def _refuse_loose_ends(folder: Path, family: Family, info: dict[str, Any]) -> No
     unused = [re.compile(pattern) for pattern in family.unused]
     unexpected = sorted(key for key in info["unexpected_keys"] if not any(pattern.match(key) for pattern in unused))
     if unexpected:
-        raise ModelError(f"{folder} holds {len(unexpected)} tensors that its configuration has no place for: {_some(unexpected)}")
+        raise ModelError(
+            f"{folder} holds {len(unexpected)} tensors that its configuration has no place for: {_some(unexpected)}"
+        )
 
 
 def _refuse_non_finite(model: nn.Module, name: object) -> None:
     for key, parameter in model.named_parameters():
         if not torch.isfinite(parameter.sum(dtype=torch.float32)) and not torch.isfinite(parameter).all():
             index = (~torch.isfinite(parameter)).nonzero()[0].tolist()
-            raise ModelError(f"{name}: weight {key}{index} is {parameter[tuple(index)].item()}; numbers from it would mean nothing")
+            raise ModelError(
+                f"{name}: weight {key}{index} is {parameter[tuple(index)].item()}; numbers from it would mean nothing"
+            )
 
 
 def _tokenizer(folder: Path, family: Family) -> Any:
@@ -173,6 +183,8 @@ def _tokenizer(folder: Path, family: Family) -> Any:
     with _quiet_transformers():
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except UnpicklingError:
+            raise ModelError(f"{folder} pickles more than tensors, which would run code; it was not opened") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise ModelError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
 

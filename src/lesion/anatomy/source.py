@@ -28,7 +28,9 @@ def resolve(name: str, *, allow_pickle: bool = False) -> Path:
     """
     if name.startswith(ZOO):
         if name.removeprefix(ZOO) not in zoo_models():
-            raise ModelError(f"the zoo has no model {name.removeprefix(ZOO)!r}; it has: {', '.join(zoo_models()) or 'none'}")
+            raise ModelError(
+                f"the zoo has no model {name.removeprefix(ZOO)!r}; it has: {', '.join(zoo_models()) or 'none'}"
+            )
         return zoo_folder() / name.removeprefix(ZOO)
     path = Path(name).expanduser()
     if path.is_dir():

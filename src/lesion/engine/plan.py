@@ -9,7 +9,7 @@ from lesion.anatomy import Anatomy
 from lesion.data import plan_batches
 
 STACK_TOKENS = {"cpu": 2048, "cuda": 65536}
-"""Most tokens in one call of a block: on two CPU cores the time a token needs rises beyond it (`benchmarks/stacking.py`)."""
+"""Most tokens in one call of a block: on two CPU cores a token costs more beyond it (`benchmarks/stacking.py`)."""
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
 """Most bytes of float32 logits at a time: on a CPU they should stay near its caches."""
 LANE_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
@@ -50,17 +50,24 @@ class Plan:
 
 
 def make_plan(
-    anatomy: Anatomy, lengths: Sequence[int], n_lanes: int, *, batch_size: int | None = None, stack_tokens: int | None = None
+    anatomy: Anatomy,
+    lengths: Sequence[int],
+    n_lanes: int,
+    *,
+    batch_size: int | None = None,
+    stack_tokens: int | None = None,
 ) -> Plan:
     """Lays out a sweep.
 
     Args:
-        lengths: tokens of each document.
+        lengths: tokens of each document (any number for an image: its tokens are the model's positions).
         n_lanes: lanes beside the clean one.
         batch_size: documents in a batch; None fills batches up to half of `stack_tokens`, so that at least two lanes
             go in a call.
         stack_tokens: None takes the measured value of the device's kind.
     """
+    if anatomy.objective == "image":
+        lengths = [anatomy.n_positions] * len(lengths)
     kind = anatomy.device.type
     stack = stack_tokens or STACK_TOKENS.get(kind, STACK_TOKENS["cpu"])
     widest = max(lengths)

@@ -1,4 +1,4 @@
-"""A model's own forward without its blocks: embeddings, masks and rotary tables on the way in, norm and head on the way out.
+"""A model's own forward without its blocks: embeddings and masks on the way in, norm and head on the way out.
 
 While the skeleton runs, every block is a pass-through. On the way in it notes the arguments that its block would have
 been called with; on the way out the last one puts a chunk of residual stream in the place of what came, so that the
@@ -80,7 +80,9 @@ class Skeleton:
             def forward(*arguments: Any, **keywords: Any) -> Tensor:
                 hidden, rest, keywords = split_hidden(arguments, keywords)
                 if len(calls) != layer or (streams and hidden is not streams[-1]):
-                    raise ModelError(f"the model changes the residual stream between block {layer - 1} and block {layer}")
+                    raise ModelError(
+                        f"the model changes the residual stream between block {layer - 1} and block {layer}"
+                    )
                 calls.append(Call(rest, keywords, hidden.shape[0]))
                 streams.append(hidden)
                 if layer == len(blocks) - 1:
@@ -97,9 +99,8 @@ class Skeleton:
         return streams[0], calls
 
     def leave(self, chunk: Float[Tensor, "position d_model"]) -> Float[Tensor, "position vocabulary"]:
-        """Logits of positions of the residual stream after the last block: final norm, projections, soft-cap and head."""
+        """Logits of positions of the last residual stream: final norm, projections, soft-cap and head."""
         blocks = self._anatomy.blocks
-        stand_in = torch.zeros((1, 1), dtype=torch.long, device=chunk.device)
 
         def pass_through(*arguments: Any, **keywords: Any) -> Tensor:
             return split_hidden(arguments, keywords)[0]
@@ -107,10 +108,22 @@ class Skeleton:
         replacements: dict[Any, Any] = dict.fromkeys(blocks, pass_through)
         replacements[blocks[-1]] = lambda *arguments, **keywords: chunk.unsqueeze(1)
         with forwards_replaced(replacements):
-            output = self._anatomy.model(input_ids=stand_in, **self._options())
+            output = self._anatomy.model(**self._stand_in(), **self._options())
         logits: Tensor = output.logits
         return logits.flatten(0, -2)
 
+    def whole(self, batch: Batch) -> Float[Tensor, "position vocabulary"]:
+        """Logits of the model's own forward at every output of a batch, in the one way in which lesion calls models."""
+        logits: Tensor = self._anatomy.model(**batch.model_inputs(), **self._options()).logits
+        return logits.flatten(0, -2)
+
+    def _stand_in(self) -> dict[str, Tensor]:
+        """The smallest input, for a forward whose blocks do not look at it."""
+        if self._anatomy.objective != "image":
+            return {"input_ids": torch.zeros((1, 1), dtype=torch.long, device=self._anatomy.device)}
+        config = self._anatomy.config
+        size = (1, config.num_channels, config.image_size, config.image_size)
+        return {"pixel_values": torch.zeros(size, dtype=self._anatomy.dtype, device=self._anatomy.device)}
+
     def _options(self) -> dict[str, Any]:
         return {"use_cache": False} if self._anatomy.objective == "causal" else {}
-

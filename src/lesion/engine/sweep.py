@@ -58,7 +58,9 @@ class Incident:
 
     def __str__(self) -> str:
         place = "in its logits" if self.block is None else f"at block {self.block}"
-        return f"{self.lane}: not finite {place} (documents {self.documents[:3]}{' …' if len(self.documents) > 3 else ''})"
+        return (
+            f"{self.lane}: not finite {place} (documents {self.documents[:3]}{' …' if len(self.documents) > 3 else ''})"
+        )
 
 
 @dataclass
@@ -229,5 +231,3 @@ def load_state(store: ShardStore, index: int, n_lanes: int, n_domains: int) -> S
     state.changed, state.moved = set(info["changed"]), set(info["moved"])
     state.incidents = [Incident(lane, block, documents) for lane, block, documents in info["incidents"]]
     return state
-
-

@@ -11,6 +11,7 @@ from lesion.engine.skeleton import Skeleton
 from lesion.errors import ModelError
 from lesion.interventions.hooks import Hook, hooked
 
+
 @torch.inference_mode()
 def verify(anatomy: Anatomy, batch: Batch) -> None:
     """Checks, on one batch, what the engine takes for granted.
@@ -30,15 +31,15 @@ def verify(anatomy: Anatomy, batch: Batch) -> None:
 
         return Hook(*anatomy.site(layer, site), operator, f"block {layer}, {site}")
 
-    whole = anatomy.model(**batch.model_inputs()).logits
     skeleton = Skeleton(anatomy)
+    whole = skeleton.whole(batch)[batch.keep.flatten()]
     stream, calls = skeleton.enter(batch)
     hooks = [watch(layer, site) for layer in range(anatomy.n_layers) for site in SITES]
     with hooked(hooks):
         walk = Walk(anatomy, lay_out([], anatomy.n_layers), stack_tokens=1, on_broken=lambda index, step: None)
         stream = walk.run(stream, calls, [])[0]
-    logits = skeleton.leave(stream[batch.keep])
-    _check_logits(logits.float(), whole.flatten(0, -2)[batch.keep.flatten()].float(), anatomy.dtype)
+    logits = skeleton.leave(stream[batch.keep.nonzero(as_tuple=True)])
+    _check_logits(logits.float(), whole.float(), anatomy.dtype)
     if anatomy.norm == "pre":
         _check_additive(anatomy, seen)
 
@@ -47,7 +48,9 @@ def _check_logits(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
     scale, worst = theirs.abs().max(), (ours - theirs).abs().max()
     # The head on chunks of rows and on a whole batch may round differently: some units in the last place of the dtype.
     if not worst <= 64 * torch.finfo(dtype).eps * scale:
-        raise ModelError(f"blocks run one by one miss the model's own logits by {worst:.3g} (of {scale:.3g}); its anatomy is wrong")
+        raise ModelError(
+            f"blocks run one by one miss the model's own logits by {worst:.3g} (of {scale:.3g}); its anatomy is wrong"
+        )
 
 
 def _check_additive(anatomy: Anatomy, seen: dict[tuple[int, str], Tensor]) -> None:

@@ -67,15 +67,18 @@ def _register(hook: Hook, index: int, fired: list[int]) -> Any:
 
 @contextlib.contextmanager
 def forwards_replaced(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Gives modules another `forward` while the context lasts; what was there before comes back, also after an exception."""
+    """Gives modules another `forward` while the context lasts.
+
+    What was there before comes back, also after an exception.
+    """
     before = {module: module.__dict__.get("forward") for module in replacements}
     try:
         for module, forward in replacements.items():
             module.__dict__["forward"] = forward
         yield
     finally:
-        for module, forward in before.items():
-            if forward is None:
+        for module, original in before.items():
+            if original is None:
                 module.__dict__.pop("forward", None)
             else:
-                module.__dict__["forward"] = forward
+                module.__dict__["forward"] = original

@@ -36,7 +36,7 @@ class ActivationEdit:
 
 @dataclass(frozen=True)
 class Intervention:
-    """A change of the forward pass. `on(model)` is a context manager on a plain `PreTrainedModel`; sweeps use the same data.
+    """A change of the forward pass: a context manager on a plain `PreTrainedModel`, and data that sweeps read.
 
     Attributes:
         name: as the grammar of edits writes it, for example `drop:3`.
@@ -142,7 +142,8 @@ def split_hidden(
 
 def hidden_of(output: Any) -> Tensor:
     """The hidden state in what a block returned: some families return tuples."""
-    return output[0] if isinstance(output, tuple) else output
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def combine(interventions: Sequence[Intervention]) -> Intervention:
@@ -166,7 +167,7 @@ def drop(layer: int) -> Intervention:
 
 
 def swap(layer: int) -> Intervention:
-    """What runs at steps `layer` and `layer + 1` changes places, each block with its own mask and positions (`stages`, Fig 2)."""
+    """What runs at steps `layer` and `layer + 1` changes places; blocks keep their masks (`stages`, Fig 2)."""
     return Intervention(
         f"swap:{layer}",
         (layer, layer + 1),
@@ -175,7 +176,7 @@ def swap(layer: int) -> Intervention:
 
 
 def drop_attn(layer: int) -> Intervention:
-    """Attention adds nothing, its bias included; in post-norm blocks the norm still runs (paper `stages`, Figs 13-15)."""
+    """Attention adds nothing, not even a bias; in post-norm blocks the norm still runs (`stages`, Figs 13-15)."""
     return Intervention(f"drop-attn:{layer}", (layer,), None, (ActivationEdit(layer, "attn_out", torch.zeros_like),))
 
 
@@ -200,7 +201,9 @@ def parse(text: str) -> Intervention:
     """
     kind, _, layer = text.partition(":")
     if kind not in KINDS:
-        raise InterventionError(f"{text!r} is not an edit that is known; edits are {', '.join(f'{k}:LAYER' for k in KINDS)}")
+        raise InterventionError(
+            f"{text!r} is not an edit that is known; edits are {', '.join(f'{k}:LAYER' for k in KINDS)}"
+        )
     if not layer.isdecimal():
         raise InterventionError(f"{text!r} names no block; write for example {kind}:3")
     return KINDS[kind](int(layer))

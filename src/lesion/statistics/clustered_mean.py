@@ -47,7 +47,7 @@ class ClusteredMean:
         self._count_count = torch.zeros((), dtype=torch.float64)
 
     def update(self, sums: Float[Tensor, "document cell metric"], counts: Int[Tensor, " document"]) -> None:
-        """Adds whole documents: their sums over tokens, and how many tokens those were. A document without any is left out."""
+        """Adds whole documents: sums over their tokens, and how many those were; one without any is left out."""
         kept = counts > 0
         sums, counts = sums[kept].double().cpu(), counts[kept].cpu()
         if not len(counts):
@@ -64,7 +64,9 @@ class ClusteredMean:
     def merge(self, other: "ClusteredMean") -> None:
         """Adds what another accumulator has seen (pairwise update of centred moments)."""
         if other._mean_sum.shape != self._mean_sum.shape:
-            raise LesionError(f"cannot merge means of {tuple(other._mean_sum.shape)} into {tuple(self._mean_sum.shape)}")
+            raise LesionError(
+                f"cannot merge means of {tuple(other._mean_sum.shape)} into {tuple(self._mean_sum.shape)}"
+            )
         if not other._documents:
             return
         if not self._documents:
@@ -110,7 +112,9 @@ class ClusteredMean:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a state of the same shape, forgetting its own."""
         if state["mean_sum"].shape != self._mean_sum.shape:
-            raise LesionError(f"a state of {tuple(state['mean_sum'].shape)} does not fit means of {tuple(self._mean_sum.shape)}")
+            raise LesionError(
+                f"a state of {tuple(state['mean_sum'].shape)} does not fit means of {tuple(self._mean_sum.shape)}"
+            )
         self._documents, self._tokens = (int(n) for n in state["counts"])
         self._mean_sum = state["mean_sum"].clone()
         self._sum_sum = state["sum_sum"].clone()

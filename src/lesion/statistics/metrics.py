@@ -14,6 +14,7 @@ from lesion.data.batches import NO_TARGET
 
 BITS = 1 / math.log(2)
 
+
 @dataclass(frozen=True)
 class Prediction:
     """The distributions that a chunk of logits stands for.

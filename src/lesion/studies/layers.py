@@ -1,4 +1,4 @@
-"""What every layer does to the prediction when it is dropped, swapped, or loses its attention or MLP (paper `stages`)."""
+"""What every layer does to the prediction: dropped, swapped, without its attention or its MLP (paper `stages`)."""
 
 import time
 from collections.abc import Sequence
@@ -33,7 +33,9 @@ class LayerSweep:
     base: Intervention | None
 
 
-def ask(n_layers: int, interventions: Sequence[str], layers: Sequence[int] | None, edits: Sequence[Intervention]) -> LayerSweep:
+def ask(
+    n_layers: int, interventions: Sequence[str], layers: Sequence[int] | None, edits: Sequence[Intervention]
+) -> LayerSweep:
     """Checks what was asked against the depth of the model.
 
     Raises:
@@ -44,7 +46,9 @@ def ask(n_layers: int, interventions: Sequence[str], layers: Sequence[int] | Non
     outside = [layer for layer in chosen if not 0 <= layer < n_layers]
     if outside or not chosen or len(set(chosen)) != len(chosen):
         asked = ",".join(map(str, chosen)) or "nothing"
-        raise InputError(f"--layers {asked}: the model has layers 0 to {n_layers - 1}; give one or more of them, each once")
+        raise InputError(
+            f"--layers {asked}: the model has layers 0 to {n_layers - 1}; give one or more of them, each once"
+        )
     rows = [
         (name, layer)
         for name in interventions
@@ -52,7 +56,9 @@ def ask(n_layers: int, interventions: Sequence[str], layers: Sequence[int] | Non
         if not (name == "swap" and layer == n_layers - 1)
     ]
     if not rows:
-        raise InputError(f"the last layer, {n_layers - 1}, has no next layer to swap with; give other --layers or --interventions")
+        raise InputError(
+            f"the last layer, {n_layers - 1}, has no next layer to swap with; give other --layers or --interventions"
+        )
     base = combine(edits) if edits else None
     if base:
         base.order(n_layers)
@@ -215,4 +221,3 @@ def _table(mean: ClusteredMean, asked: LayerSweep, n_layers: int) -> pd.DataFram
                 record[f"{_CLEAN[name]}_sem"] = float(result.sem[0, column[name]])
         records.append(record)
     return pd.DataFrame.from_records(records)
-

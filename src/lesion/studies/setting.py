@@ -95,11 +95,13 @@ def open_data(
         return data
     anatomy = model.anatomy
     if anatomy.objective == "image":
-        config = anatomy.model.config
+        config = anatomy.config
         if not isinstance(data, str) and len(data) != 1:
             raise InputError("images come from one source; give --data once")
         spec = data if isinstance(data, str) else data[0]
-        return load_images(spec, size=config.image_size, channels=config.num_channels, n_images=reading.tokens, seed=seed)
+        return load_images(
+            spec, size=config.image_size, channels=config.num_channels, n_images=reading.tokens, seed=seed
+        )
     context = min(DEFAULT_CONTEXT, anatomy.n_positions) if reading.context is None else reading.context
     if context > anatomy.n_positions:
         raise InputError(f"--context {context} is longer than the {anatomy.n_positions} positions of {model.name}")

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: rotary positions; attention and MLP read the same input unless the configuration says otherwise."""
+"""GPT-NeoX and Pythia: rotary positions; attention and MLP of a block may read the same input."""
 
 from lesion.anatomy.family import Family
 

@@ -1,4 +1,4 @@
-"""OPT: learned positions (two rows unused), ReLU; the 350m model is post-norm and projects in and out of the embedding."""
+"""OPT: learned positions (two rows unused), ReLU; 350m is post-norm and projects in and out of its embedding."""
 
 from lesion.anatomy.family import Family
 

@@ -12,8 +12,9 @@ POSITIONS = {
     "image": "Positions: one an image, the class logits; the same images for every intervention.",
 }
 SEM = (
-    "Two numbers are called distinguishable if they differ by more than two standard errors of their difference, computed "
-    "as if the two were independent; both come from the same data, so that this is cautious where their errors go together."
+    "Two numbers are called distinguishable if they differ by more than two standard errors of their difference, "
+    "computed as if the two were independent; both come from the same data, so that this is cautious where their "
+    "errors go together."
 )
 
 

@@ -1,0 +1,205 @@
+"""A model folder that is not whole, not supported or not trustworthy gets one clear line."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lesion.anatomy import load, resolve
+from lesion.anatomy.files import fingerprint, weight_files
+from lesion.errors import InputError, ModelError
+from tests.support import tiny_model
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def set_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_weights(folder: Path, edit: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def shard(folder: Path) -> list[Path]:
+    """The same weights in two files and an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    homes = {key: names[index % 2] for index, key in enumerate(sorted(tensors))}
+    for name in names:
+        save_file({k: v for k, v in tensors.items() if homes[k] == name}, folder / name, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": homes}))
+    return [folder / name for name in names]
+
+
+def refused(folder: Path, says: str, **options: Any) -> None:
+    with pytest.raises(ModelError, match=says) as caught:
+        load(folder, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_folder_loads_as_transformers_does(folder: Path) -> None:
+    model = load(folder)
+    ids = torch.arange(40).unsqueeze(0)
+    expected = tiny_model("llama", vocab_size=320)(ids).logits
+    assert torch.equal(model.anatomy.model(ids).logits, expected)
+    assert not model.anatomy.model.training
+    assert model.tokenizer.bos_token == "<s>"
+    assert model.anatomy.dtype == torch.float32
+    assert load(folder, dtype="bfloat16").anatomy.dtype == torch.bfloat16
+
+
+def test_sharded_weights_load_the_same(folder: Path) -> None:
+    single = load(folder).anatomy.model.state_dict()
+    shard(folder)
+    assert all(torch.equal(value, single[key]) for key, value in load(folder).anatomy.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    (None, r"no config\.json"),
+    ("{", "not valid JSON"),
+    ("[]", "no model_type"),
+    ('{"hidden_size": 3}', "no model_type"),
+    ('{"model_type": "mamba"}', "family 'mamba', which is not known; known: bert"),
+    ('{"model_type": "llama", "auto_map": {"AutoModel": "evil.Model"}}', "code of its own"),
+    ('{"model_type": "llama", "quantization_config": {}}', "quantised"),
+])  # fmt: skip
+def test_configurations(folder: Path, text: str | None, says: str) -> None:
+    (folder / "config.json").unlink()
+    if text is not None:
+        (folder / "config.json").write_text(text)
+    refused(folder, says)
+
+
+def test_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    refused(folder, r"has no weights: neither model\.safetensors nor")
+    (folder / "adapter_config.json").write_text("{}")
+    refused(folder, "adapter without its base model")
+
+
+@pytest.mark.parametrize(("damage", "says"), [
+    (lambda data: data[: len(data) // 2], "is truncated: its header describes"),
+    (lambda data: b"", "too short"),
+    (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git-LFS pointer"),
+    (lambda data: b"\xff" * 8 + data[8:], "header claims"),
+    (lambda data: data[:8] + b"x" + data[9:], "damaged safetensors header"),
+    (lambda data: data + b"rest", "too long"),
+])  # fmt: skip
+def test_damaged_weights(folder: Path, damage: Any, says: str) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    refused(folder, says)
+
+
+def test_shards(folder: Path) -> None:
+    shard(folder)[1].unlink()
+    refused(folder, r"lacks 1 of 2 weight files: model-00002-of-00002\.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+    refused(folder, "points outside")
+    index.write_text("{}")
+    refused(folder, "not a valid index")
+
+
+def test_missing_unexpected_and_misshapen_tensors(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    refused(folder, r"lacks 1 tensors.*model\.layers\.1\.mlp\.up_proj\.weight")
+    edit_weights(folder, lambda tensors: tensors.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(80, 31)}))
+    refused(folder, r"disagree on shapes.*up_proj")
+    edit_weights(folder, lambda tensors: tensors.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(80, 32)}))
+    load(folder)
+    edit_weights(folder, lambda tensors: tensors.update({"model.layers.1.mlp.side_proj.weight": torch.zeros(3)}))
+    refused(folder, r"holds 1 tensors that its configuration has no place for.*side_proj")
+
+
+@pytest.mark.parametrize(("layers", "says"), [(2, "no place for"), (4, "lacks 9 tensors")])
+def test_more_or_fewer_layers_than_the_weights(folder: Path, layers: int, says: str) -> None:
+    set_config(folder, num_hidden_layers=layers)
+    refused(folder, says)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_weight_that_is_not_finite(folder: Path, value: float) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.2.mlp.up_proj.weight"][5, 7] = value
+
+    edit_weights(folder, edit)
+    refused(folder, rf"model\.layers\.2\.mlp\.up_proj\.weight\[5, 7\] is {value}")
+
+
+def test_pickles_are_read_only_when_asked_for(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    refused(folder, "--allow-pickle")
+    loaded = load(folder, allow_pickle=True).anatomy.model.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in tensors.items())
+
+
+def test_a_pickle_that_runs_code_is_never_run(folder: Path, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Payload()}, folder / "pytorch_model.bin")
+    refused(folder, "pickles more than tensors", allow_pickle=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    refused(folder, "has no tokenizer")
+
+
+def test_names_that_lead_nowhere(tmp_path: Path) -> None:
+    for name, says in {
+        "zoo:lion": "zoo has no model 'lion'; it has",
+        "./nowhere": "no model folder at",
+        str(tmp_path / "absent"): "no model folder at",
+        "nobody/nothing": "the hub cannot be asked for it",
+        "not a name": "not a hub id",
+    }.items():
+        with pytest.raises(ModelError, match=says):
+            resolve(name)
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match="is a file"):
+        resolve(str(tmp_path / "file"))
+
+
+def test_devices_and_dtypes(folder: Path) -> None:
+    for options, says in {("device", "tpu9"): "not a device", ("dtype", "int8"): "not known"}.items():
+        with pytest.raises(InputError, match=says):
+            load(folder, **dict([options]))
+
+
+def test_the_fingerprint_follows_every_byte_that_it_samples(folder: Path) -> None:
+    before = load(folder).fingerprint
+    assert fingerprint(folder, weight_files(folder, allow_pickle=False)) == before
+    set_config(folder, rope_theta=5e5)
+    assert fingerprint(folder, weight_files(folder, allow_pickle=False)) != before
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"][0, 0] += 1
+
+    set_config(folder, rope_theta=1e4)
+    changed = fingerprint(folder, weight_files(folder, allow_pickle=False))
+    edit_weights(folder, edit)
+    assert fingerprint(folder, weight_files(folder, allow_pickle=False)) != changed
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}

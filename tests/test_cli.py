@@ -1,0 +1,158 @@
+"""The shell: what a newcomer types, what comes back, and exit codes."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+from lesion.cli import app
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(result: Result, says: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.output
+
+
+def sweep(model: Path, text: Path, *more: object) -> Result:
+    return run("layers", model, "--data", text, "--tokens", 300, "--context", 32, *more)
+
+
+def test_a_run_from_end_to_end(tiny_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    result = sweep(tiny_folder, text_file, "--out", "run")
+    assert result.exit_code == 0, result.output
+    page = tmp_path / "run" / "report.html"
+    assert result.stdout.strip() == f"report: {page}"
+    assert "KL (nats)" in result.stderr
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert {path.suffix for path in (tmp_path / "run" / "figures").iterdir()} == {".svg", ".png"}
+    again = sweep(tiny_folder, text_file, "--out", "run")
+    assert "complete already" in again.stderr
+
+
+def test_without_out_the_arguments_name_the_folder(tiny_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    first = json.loads(sweep(tiny_folder, text_file, "--json").stdout)
+    second = json.loads(sweep(tiny_folder, text_file, "--json").stdout)
+    other = json.loads(sweep(tiny_folder, text_file, "--json", "--layers", "0,1-2").stdout)
+    assert first["run"] == second["run"] != other["run"]
+    assert Path(first["run"]).name.startswith("layers-")
+    assert first["status"] == "complete"
+    assert len(pd.read_parquet(first["tables"]["layers"])) == 11
+
+
+def test_quiet_says_nothing(tiny_folder: Path, text_file: Path) -> None:
+    result = sweep(tiny_folder, text_file, "--quiet", "--out", "run")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_two_domains_and_a_selection(tiny_folder: Path, text_file: Path) -> None:
+    result = run(
+        *("layers", tiny_folder, "--data", f"one={text_file}", "--data", f"two={text_file}", "--tokens", 200),
+        *("--context", 32, "--interventions", "drop, swap", "--layers", "1-2", "--json", "--edit", "drop-attn:0"),
+    )
+    assert result.exit_code == 0, result.output
+    table = pd.read_parquet(json.loads(result.stdout)["tables"]["layers_by_domain"])
+    assert set(table["domain"]) == {"one", "two"}
+    pairs = set(zip(table["intervention"], table["layer"], strict=True))
+    assert pairs == {("drop", 1), ("drop", 2), ("swap", 1)}
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["--interventions", "drop,melt"], "give one or more, each once, of drop, swap, drop-attn, drop-mlp"),
+    (["--interventions", ""], "give one or more"),
+    (["--layers", "9"], "the model has layers 0 to 2"),
+    (["--layers", "a-b"], "for example 0,2,5-7"),
+    (["--edit", "drop:9"], "blocks 0 to 2"),
+    (["--edit", "explode:1"], "not an edit that is known"),
+    (["--batch-size", "none"], "or auto"),
+    (["--context", "65"], "longer than the 64 positions"),
+    (["--data", "nowhere.txt"], "nowhere.txt"),
+    (["--resume"], "no run in"),
+    (["--resume", "--overwrite"], "exclude each other"),
+    (["--device", "abacus"], "not a device"),
+    (["--dtype", "int4"], "not known"),
+])  # fmt: skip
+def test_bad_arguments(tiny_folder: Path, text_file: Path, tmp_path: Path, arguments: list[str], says: str) -> None:
+    given = [] if "--data" in arguments else ["--data", str(text_file)]
+    context = [] if "--context" in arguments else ["--context", "32"]
+    refused(run("layers", tiny_folder, *given, *context, "--out", "run", *arguments), says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_models(text_file: Path, tmp_path: Path) -> None:
+    refused(run("layers", "./nowhere", "--data", text_file), "no model folder at ./nowhere")
+    refused(run("layers", "nobody/nothing", "--data", text_file), "the hub cannot be asked")
+    (tmp_path / "empty").mkdir()
+    refused(run("layers", "empty", "--data", text_file), "no config.json")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_text(tiny_folder: Path, tmp_path: Path) -> None:
+    bad = {
+        "empty.txt": ("", "empty"),
+        "blank.txt": (" \n\n", "blank"),
+        "broken.jsonl": ('{"text": "a b c"}\n{"text": \n', "broken.jsonl:2"),
+        "column.jsonl": ('{"title": "a"}\n', "title"),
+    }
+    for name, (content, says) in bad.items():
+        (tmp_path / name).write_text(content)
+        refused(sweep(tiny_folder, tmp_path / name), says)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    refused(sweep(tiny_folder, text_file, "--out", "run", "--overwrite"), "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_the_report_can_be_written_again(tiny_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    sweep(tiny_folder, text_file, "--out", "run", "--quiet")
+    page = tmp_path / "run" / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert run("report", "run").exit_code == 0
+    assert page.read_bytes() == before
+    refused(run("report", "nothing"), "nothing")
+
+
+def test_an_interrupt_says_how_to_go_on(tiny_folder: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lesion.engine.sweep import _Runner
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Runner, "run", interrupt)
+        stopped = sweep(tiny_folder, text_file, "--out", "run")
+    assert (stopped.exit_code, stopped.stderr.strip()) == (
+        130,
+        "interrupted; the same command goes on where this one stopped",
+    )
+    assert sweep(tiny_folder, text_file, "--out", "run").exit_code == 0
+
+
+def test_a_newcomer() -> None:
+    assert "layers" in run("--help").stdout
+    assert run().exit_code == 2
+    assert "--version" in run("--help").stdout
+    assert run("--version").stdout.startswith("lesion ")
+    typo = run("layer", "x")
+    assert typo.exit_code == 2
+    assert "layers" in typo.stderr
+    assert run("layers").exit_code == 2
+    assert "--edit" in run("layers", "--help").stdout
