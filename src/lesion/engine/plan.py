@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from lesion.anatomy import Anatomy
 from lesion.data import plan_batches
 
-STACK_TOKENS = {"cpu": 2048, "cuda": 65536}
+STACK_TOKENS = {"cpu": 1024, "cuda": 65536}
 """Most tokens in one call of a block: on two CPU cores a token costs more beyond it (`benchmarks/stacking.py`)."""
-CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 """Most bytes of float32 logits at a time: on a CPU they should stay near its caches."""
 LANE_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
 """Most bytes of residual streams of lanes that are alive at a time."""

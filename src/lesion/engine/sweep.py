@@ -16,7 +16,7 @@ from lesion.engine.plan import Plan
 from lesion.engine.skeleton import Skeleton
 from lesion.errors import InterventionError, NonFiniteError
 from lesion.results import ShardStore
-from lesion.statistics import ClusteredMean, Prediction, kl_nats, predict
+from lesion.statistics import ClusteredMean, Scores, compare, refer
 
 METRICS = (
     "loss_nats",
@@ -165,11 +165,12 @@ class _Runner:
         for start in range(0, len(rows), self._plan.chunk):
             row, column = rows[start : start + self._plan.chunk], columns[start : start + self._plan.chunk]
             targets = self._batch.targets[row, column]
-            clean = predict(self._skeleton.leave(streams[0][row, column]), targets)
+            clean = refer(self._skeleton.leave(streams[0][row, column]), targets)
             for index in measured:
-                stream = streams[index]
-                lane = clean if stream is streams[0] else predict(self._skeleton.leave(stream[row, column]), targets)
-                sums[:, index].index_add_(0, row, _values(clean, lane))
+                scores, kl = clean.scores, torch.zeros_like(clean.log_total)
+                if streams[index] is not streams[0]:
+                    scores, kl = compare(clean, self._skeleton.leave(streams[index][row, column]), targets)
+                sums[:, index].index_add_(0, row, _values(clean.scores, scores, kl))
 
     def _finish(self, sums: Float[Tensor, "document cell metric"], counts: Int[Tensor, " document"]) -> None:
         for column, name in enumerate(METRICS):
@@ -197,11 +198,10 @@ class _Runner:
             self._state.incidents.append(incident)
 
 
-def _values(clean: Prediction, lane: Prediction) -> Float[Tensor, "position metric"]:
+def _values(clean: Scores, lane: Scores, kl_nats: Float[Tensor, " position"]) -> Float[Tensor, "position metric"]:
     """The metrics of a chunk, in the order of `METRICS`, the changes left at 0 (they follow from the sums)."""
-    same = torch.zeros_like(clean.loss_nats) if lane is clean else kl_nats(clean, lane)
     agreement = (clean.top1 == lane.top1).float()
-    columns = [lane.loss_nats, same, agreement, lane.correct, lane.entropy_bits]
+    columns = [lane.loss_nats, kl_nats, agreement, lane.correct, lane.entropy_bits]
     return torch.stack(columns + [torch.zeros_like(agreement)] * len(_PAIRED), dim=1).double()
 
 
