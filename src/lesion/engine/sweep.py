@@ -16,7 +16,7 @@ from lesion.engine.plan import Plan
 from lesion.engine.skeleton import Skeleton
 from lesion.errors import InterventionError, NonFiniteError
 from lesion.results import ShardStore
-from lesion.statistics import ClusteredMean, Scores, compare, refer
+from lesion.statistics import ClusteredMean, Scorer, Scores
 
 METRICS = (
     "loss_nats",
@@ -142,6 +142,7 @@ class _Runner:
         self._anatomy, self._lanes, self._plan = anatomy, lanes, plan
         self._domains = len(data.domains)
         self._skeleton = Skeleton(anatomy)
+        self._scorer = Scorer()
 
     @torch.inference_mode()
     def run(self, batch: Batch, state: SweepState) -> None:
@@ -165,12 +166,12 @@ class _Runner:
         for start in range(0, len(rows), self._plan.chunk):
             row, column = rows[start : start + self._plan.chunk], columns[start : start + self._plan.chunk]
             targets = self._batch.targets[row, column]
-            clean = refer(self._skeleton.leave(streams[0][row, column]), targets)
+            clean = self._scorer.refer(self._skeleton.leave(streams[0][row, column]), targets)
             for index in measured:
-                scores, kl = clean.scores, torch.zeros_like(clean.log_total)
+                scores, kl = clean, torch.zeros_like(clean.entropy_bits)
                 if streams[index] is not streams[0]:
-                    scores, kl = compare(clean, self._skeleton.leave(streams[index][row, column]), targets)
-                sums[:, index].index_add_(0, row, _values(clean.scores, scores, kl))
+                    scores, kl = self._scorer.compare(self._skeleton.leave(streams[index][row, column]), targets)
+                sums[:, index].index_add_(0, row, _values(clean, scores, kl))
 
     def _finish(self, sums: Float[Tensor, "document cell metric"], counts: Int[Tensor, " document"]) -> None:
         for column, name in enumerate(METRICS):
