@@ -199,10 +199,12 @@ def _run_layers(
     loading: dict[str, Any],
     output: _Output,
 ) -> None:
+    from lesion.engine import keep_pages
     from lesion.report import write_report
     from lesion.studies.layers import layers
     from lesion.studies.setting import Reading
 
+    keep_pages()
     with _progress(output.console) as progress:
         outcome = layers(
             model,

@@ -3,8 +3,12 @@
 import hashlib
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from lesion.errors import ModelError
 
@@ -14,28 +18,33 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 HEADER_LIMIT = 100_000_000
 """Longest safetensors header accepted, in bytes (the format's own limit)."""
 LFS_POINTER = b"version https://git-lfs"
-SAMPLES, SAMPLE_BYTES = 64, 4096
+PACKED_DTYPES = ("I", "U", "BOOL", "F8", "F4")
+"""How the dtypes begin in which a weight is packed: numbers that mean nothing without their scales."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration as stored.
 
     Raises:
-        ModelError: missing, not JSON, without a model type, or one that brings code of its own.
+        ModelError: missing, not JSON, without a model type, one that brings code of its own, or weights elsewhere.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder} is not a model folder: it has no config.json")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{path} names no model_type, so the family cannot be known")
     if "auto_map" in config:
         raise ModelError(
             f"{path} asks for code of its own (auto_map); lesion does not run code that comes with a model"
         )
+    if config.get("transformers_weights") is not None:
+        raise ModelError(f"{path} names other weights (transformers_weights); keep them in {SINGLE} or {INDEX}")
     if "quantization_config" in config:
         raise ModelError(
             f"{folder} holds packed (quantised) weights, which are not supported; use the unquantised checkpoint"
@@ -50,10 +59,10 @@ def weight_files(folder: Path, *, allow_pickle: bool) -> list[Path]:
         ModelError: no weights, files missing from the index, paths that leave the folder, pickles without
             `allow_pickle`, or a damaged file; the message names it.
     """
-    if (folder / INDEX).is_file():
-        files = _indexed(folder)
-    elif (folder / SINGLE).is_file():
+    if (folder / SINGLE).is_file():  # what transformers takes where both are there
         files = [folder / SINGLE]
+    elif (folder / INDEX).is_file():
+        files = _indexed(folder)
     elif any((folder / name).is_file() for name in PICKLES):
         if not allow_pickle:
             raise ModelError(
@@ -66,15 +75,22 @@ def weight_files(folder: Path, *, allow_pickle: bool) -> list[Path]:
     else:
         raise ModelError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there")
     for path in files:
-        check_safetensors(path)
+        _refuse_packed(path, check_safetensors(path))
     return files
+
+
+def _refuse_packed(path: Path, header: dict[str, Any]) -> None:
+    """transformers would read packed weights as if they were numbers (old masks and position ids are no weights)."""
+    for name, entry in header.items():
+        if name.endswith(".weight") and str(entry.get("dtype")).startswith(PACKED_DTYPES):
+            raise ModelError(f"{path} holds {name} as {entry['dtype']}: packed weights are not supported")
 
 
 def _indexed(folder: Path) -> list[Path]:
     path = folder / INDEX
     try:
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
+        names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{path} is not a valid index of weights: {error!r}") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
@@ -92,8 +108,15 @@ def check_safetensors(path: Path) -> dict[str, Any]:
         The header: tensor name -> dtype, shape, data_offsets.
 
     Raises:
-        ModelError: an empty file, a Git-LFS pointer, a damaged header, or a truncated file.
+        ModelError: an empty file, a Git-LFS pointer, a damaged header, a truncated file, or one that may not be read.
     """
+    try:
+        return _checked_header(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _checked_header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
@@ -109,7 +132,7 @@ def check_safetensors(path: Path) -> dict[str, Any]:
             header = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
             expected = 8 + length + max(ends, default=0)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise ModelError(f"{path} has a damaged safetensors header: {error!r}") from None
     if expected != size:
         state = "truncated" if size < expected else "too long"
@@ -118,16 +141,29 @@ def check_safetensors(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path, weights: list[Path]) -> str:
-    """SHA-256 over the configuration and, of each weight file, name, size, header and sampled blocks.
+    """SHA-256 over the configuration and every byte of the weight files, which are hashed at the same time.
 
-    Cheap for any size: at most 64 blocks of 4 KiB are read of a file, evenly spread, beside its first one.
+    Samples would not do: checkpoints that differ in a few weights are what this project is about.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in weights:
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            for offset in sorted({0, *(size * k // SAMPLES for k in range(SAMPLES)), max(0, size - SAMPLE_BYTES)}):
-                file.seek(offset)
-                digest.update(file.read(SAMPLE_BYTES))
+    with ThreadPoolExecutor() as threads:
+        for path, content in zip(weights, threads.map(_file_digest, weights), strict=True):
+            digest.update(f"{path.name}\0{content}\0".encode())
     return digest.hexdigest()
+
+
+def fingerprint_in_memory(model: nn.Module) -> str:
+    """SHA-256 over the class, the configuration and every tensor of a model that has no files."""
+    config = getattr(model, "config", None)
+    written = config.to_dict() if hasattr(config, "to_dict") else {}
+    described = json.dumps([type(model).__name__, written], sort_keys=True, default=str)
+    digest = hashlib.sha256(described.encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,6 +18,11 @@ from lesion.anatomy.source import resolve
 from lesion.errors import InputError, ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+REFUSALS = (
+    *(OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError),
+    *(ArithmeticError, AssertionError),
+)
+"""What transformers raises for files that it cannot use, depending on which line of it meets them first."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,20 @@ class Model:
         name: as the user gave it.
         anatomy: its parts; `anatomy.model` is the plain `PreTrainedModel`.
         tokenizer: of the model's folder, or None for image models.
-        fingerprint: of configuration and weights (`files.fingerprint`); None for a model that was passed in memory.
+        stored_fingerprint: of configuration and weights (`files.fingerprint`); None for a model passed in memory.
+        image_processor: of an image model's folder, where it has one.
     """
 
     name: str
     anatomy: Anatomy
     tokenizer: Any
-    fingerprint: str | None
+    stored_fingerprint: str | None
+    image_processor: Any = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What the model is now: another one, or the same with other weights, has another."""
+        return self.stored_fingerprint or files.fingerprint_in_memory(self.anatomy.model)
 
     def describe(self) -> dict[str, Any]:
         """The facts for a run's manifest."""
@@ -85,11 +97,12 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", allow_p
     model = _build(folder, family, _dtype(dtype, place), place)
     _refuse_non_finite(model, name)
     anatomy = dissect(model)
-    return Model(str(name), anatomy, _tokenizer(folder, family), files.fingerprint(folder, weights))
+    digest = files.fingerprint(folder, weights)
+    return Model(str(name), anatomy, _tokenizer(folder, family), digest, _image_processor(folder, family))
 
 
 def adopt(model: nn.Module, tokenizer: Any, *, name: str | None = None) -> Model:
-    """A model that the user already holds in memory, put into eval mode by the engine while it runs.
+    """A model that the user already holds in memory; it stays as it is, and studies run it in eval mode.
 
     Raises:
         ModelError: its family is not known or contradicts its weights.
@@ -104,8 +117,12 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"--device {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name!r} is not a device that can be used; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {name} was asked for, but this machine has no usable CUDA device")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name} was asked for, but this machine has {torch.cuda.device_count()} of them")
     return device
 
 
@@ -119,6 +136,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 def _build(folder: Path, family: Family, dtype: torch.dtype | str, device: torch.device) -> nn.Module:
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoConfig
 
@@ -143,7 +161,7 @@ def _build(folder: Path, family: Family, dtype: torch.dtype | str, device: torch
             raise ModelError(f"the weights in {folder} are damaged: {error}") from None
         except UnpicklingError:
             raise ModelError(f"{folder} pickles more than tensors, which would run code; it was not opened") from None
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+        except (*REFUSALS, StrictDataclassError) as error:
             raise ModelError(f"transformers cannot load {folder}: {_first_line(error)}") from error
     _refuse_loose_ends(folder, family, info)
     return model.to(device).eval()  # type: ignore[no-any-return]
@@ -185,8 +203,21 @@ def _tokenizer(folder: Path, family: Family) -> Any:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except UnpicklingError:
             raise ModelError(f"{folder} pickles more than tensors, which would run code; it was not opened") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        except REFUSALS as error:
             raise ModelError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
+
+
+def _image_processor(folder: Path, family: Family) -> Any:
+    """How the model's pictures were scaled and normalised when it was trained, where its folder says so."""
+    if family.objective != "image" or not (folder / "preprocessor_config.json").is_file():
+        return None
+    from transformers import AutoImageProcessor
+
+    with _quiet_transformers():
+        try:
+            return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except REFUSALS as error:
+            raise ModelError(f"the image processor in {folder} cannot be loaded: {_first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -206,7 +237,9 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of a message, and the next where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _some(names: list[str], most: int = 3) -> str:

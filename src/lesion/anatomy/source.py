@@ -32,10 +32,14 @@ def resolve(name: str, *, allow_pickle: bool = False) -> Path:
                 f"the zoo has no model {name.removeprefix(ZOO)!r}; it has: {', '.join(zoo_models()) or 'none'}"
             )
         return zoo_folder() / name.removeprefix(ZOO)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(name).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a home that is not there
+        raise ModelError(f"{name[:200]!r} cannot be looked up: {error}") from None
+    if is_folder:
         return path
-    if path.exists():
+    if exists:
         raise ModelError(f"{name} is a file; give the folder that holds config.json and the weights")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ModelError(f"there is no model folder at {name}")

@@ -85,6 +85,11 @@ class ImageData:
         """How many images, too: what counts is one output an image."""
         return len(self._pictures)
 
+    @property
+    def largest_label(self) -> int:
+        """The greatest label, -100 where there are none."""
+        return max(picture.label for picture in self._pictures)
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """Images as one batch; targets are the labels, -100 where there are none; every output is kept.
 
@@ -150,7 +155,7 @@ def load_images(
         lengths=np.ones(len(pictures), dtype=np.int64),
         fingerprint=digest.hexdigest(),
         description={
-            "spec": spec,
+            "specs": [[name or _default_name(data), data]],
             "n_images": len(pictures),
             "n_labelled": sum(picture.label != NO_TARGET for picture in pictures),
             "classes": classes,

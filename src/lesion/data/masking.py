@@ -1,5 +1,6 @@
 """Which positions a masked model is asked about, and what it sees there."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,12 @@ class Masking:
     special: Int[np.ndarray, "special"]
     ordinary: Int[np.ndarray, "ordinary"]
     seed: int
+
+    def fingerprint(self, content: str) -> str:
+        """SHA-256 over the fingerprint of the ids and everything that decides what is hidden of them."""
+        digest = hashlib.sha256(f"{content}\0{self.mask_id}\0{self.seed}\0".encode())
+        digest.update(self.special.tobytes() + b"\0" + self.ordinary.tobytes())
+        return digest.hexdigest()
 
     def corrupt(
         self, ids: Int[np.ndarray, "token"], document: int

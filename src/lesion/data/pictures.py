@@ -96,7 +96,7 @@ def hub_pictures(data: str, n_images: int | None) -> tuple[list[Picture], list[s
         label = NO_TARGET if label_column is None else row[label_column]
         if not isinstance(label, int):
             raise InputError(f"{where}: the label is {label!r}, not a whole number")
-        pictures.append(Picture(where, _png(image), label))
+        pictures.append(Picture(where, _png(image), label if label >= 0 else NO_TARGET))  # -1: a test split's "none"
     if not pictures:
         raise InputError(f"{spec} has no rows")
     return pictures, [str(label) for label in sorted({picture.label for picture in pictures} - {NO_TARGET})]

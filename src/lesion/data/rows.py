@@ -49,7 +49,7 @@ def _json_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, object]]:
                 row = json.loads(content.decode("utf-8"))
             except UnicodeDecodeError as error:
                 bad_rows.reject(f"{where}: byte {error.start} of the line is not UTF-8")
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # ValueError: not JSON, or a number of thousands of digits
                 bad_rows.reject(f"{where}: not JSON ({error})")
             else:
                 yield where, row
@@ -62,6 +62,8 @@ def _json_array(path: Path) -> Iterator[tuple[str, object]]:
         raise InputError(f"{path}: byte {error.start} is not UTF-8") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not a JSON array ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON array that can be read ({error})") from error
     for number, row in enumerate(rows, start=1):
         yield f"{path} row {number}", row
 

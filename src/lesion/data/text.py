@@ -24,7 +24,7 @@ class TextData:
         lengths: tokens of each document, special ones included.
         objective: `causal` (predict the next token) or `masked` (predict what was hidden).
         context: most tokens in a sequence.
-        fingerprint: SHA-256 over the token ids, the documents' bounds and the domains.
+        fingerprint: SHA-256 over the token ids, the documents' bounds, the domains and the masking.
         description: what was read and how, for the run's manifest; JSON can hold it.
         pad_id: what fills a batch on the right.
     """
@@ -50,6 +50,11 @@ class TextData:
     def n_tokens(self) -> int:
         """Tokens of all documents together, special ones included."""
         return int(self._offsets[-1])
+
+    @property
+    def largest_id(self) -> int:
+        """The greatest token id."""
+        return int(self._ids.max())
 
     def document(self, index: int) -> Int[np.ndarray, "token"]:
         """Token ids of one document, as they were before any masking.

@@ -82,7 +82,7 @@ def load_text(
         lengths=np.diff(stored.offsets),
         objective=objective,
         context=context,
-        fingerprint=stored.fingerprint,
+        fingerprint=masking.fingerprint(stored.fingerprint) if masking else stored.fingerprint,
         description={**stored.description, "seed": seed},
         pad_id=int(pad_id),
         _ids=stored.ids,

@@ -1,6 +1,7 @@
 """How it runs: sweeps of lanes over batches, one pass over the blocks for all of them."""
 
 from lesion.engine.lanes import Lane, Walk, lay_out
+from lesion.engine.memory import keep_pages
 from lesion.engine.plan import Plan, make_plan
 from lesion.engine.skeleton import Call, Skeleton
 from lesion.engine.sweep import METRICS, Data, Incident, Progress, SweepState, sweep
@@ -17,6 +18,7 @@ __all__ = [
     "Skeleton",
     "SweepState",
     "Walk",
+    "keep_pages",
     "lay_out",
     "make_plan",
     "sweep",

@@ -8,7 +8,7 @@ from lesion.anatomy.anatomy import Anatomy
 from lesion.data import Batch
 from lesion.engine.lanes import Walk, lay_out
 from lesion.engine.skeleton import Skeleton
-from lesion.errors import ModelError
+from lesion.errors import ModelError, NonFiniteError
 from lesion.interventions.hooks import Hook, hooked
 
 
@@ -21,6 +21,7 @@ def verify(anatomy: Anatomy, batch: Batch) -> None:
 
     Raises:
         ModelError: one of these does not hold.
+        NonFiniteError: the model's own logits are not finite.
     """
     seen: dict[tuple[int, str], Tensor] = {}
 
@@ -45,6 +46,8 @@ def verify(anatomy: Anatomy, batch: Batch) -> None:
 
 
 def _check_logits(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
+    if not torch.isfinite(theirs).all():
+        raise NonFiniteError(f"the model itself gives logits that are not finite, in {str(dtype).removeprefix('torch.')}")
     scale, worst = theirs.abs().max(), (ours - theirs).abs().max()
     # The head on chunks of rows and on a whole batch may round differently: some units in the last place of the dtype.
     if not worst <= 64 * torch.finfo(dtype).eps * scale:
@@ -54,13 +57,13 @@ def _check_logits(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
 
 
 def _check_additive(anatomy: Anatomy, seen: dict[tuple[int, str], Tensor]) -> None:
-    limit = 8 * torch.finfo(anatomy.dtype).eps  # rounding of the additions, and no more
+    limit = 8 * torch.finfo(anatomy.dtype).eps  # rounding of the additions, and no more, also where they cancel
     for layer in range(anatomy.n_layers):
         before, after = seen[layer, "resid_pre"].double(), seen[layer, "resid_post"].double()
-        added = sum(seen[layer, site].double().reshape(before.shape) for site in ("attn_out", "mlp_out"))
-        miss = (before + added - after).norm() / after.norm()
+        attention, mlp = (seen[layer, site].double().reshape(before.shape) for site in ("attn_out", "mlp_out"))
+        miss = (before + attention + mlp - after).norm() / (before.norm() + attention.norm() + mlp.norm())
         if not miss <= limit:
             raise ModelError(
-                f"in block {layer} resid_pre + attn_out + mlp_out misses resid_post by {miss:.2g} of its norm; "
+                f"in block {layer} resid_pre + attn_out + mlp_out misses resid_post by {miss:.2g} of their norms; "
                 "the sites of this family are not where its anatomy says"
             )

@@ -82,3 +82,15 @@ def forwards_replaced(replacements: Mapping[nn.Module, Callable[..., Any]]) -> I
                 module.__dict__.pop("forward", None)
             else:
                 module.__dict__["forward"] = original
+
+
+@contextlib.contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout is off while the context lasts; modules that were in training mode return to it."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -23,6 +23,8 @@ from lesion.results import atomic_write
 
 CROWDED = 16
 """Above this number of layers markers are smaller; with more than four lines they are dots."""
+ROOMY = 10
+"""Up to so many layers a number written over a point stays clear of the axis beside it."""
 MARKER_SIZES = {"^": 5.0, "v": 5.0, "D": 3.9, "*": 6.0, "P": 5.0, "X": 5.0}
 """Sizes at which markers look alike, in points; 4.2 for the others."""
 PANEL = (2.55, 2.0)
@@ -198,14 +200,16 @@ def _mark_beyond(axes: Axes, lines: Sequence[Series]) -> None:
 
 
 def _arrow(axes: Axes, x: float, text: str, line: Series, row: int, above: bool) -> None:
+    roomy = line.x.size <= ROOMY
     left = x <= (float(line.x.min()) + float(line.x.max())) / 2
+    side = 0 if roomy else 5 if left else -5
     axes.annotate(
         text,
         (x, 1.0 if above else 0.0),
         xycoords=axes.get_xaxis_transform(),
-        xytext=(5 if left else -5, (-1 if above else 1) * (1 + 9.5 * row)),
+        xytext=(side, (-1 if above else 1) * (1 + 9.5 * row)),
         textcoords="offset points",
-        ha="left" if left else "right",
+        ha="center" if roomy else "left" if left else "right",
         va="top" if above else "bottom",
         fontsize=7.5,
         color=ROLES[line.role].light,

@@ -23,7 +23,7 @@ def read(path: Path) -> dict[str, Any]:
     advice = "pass --overwrite to start again, or another --out"
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} is damaged ({error}); {advice}") from error
     if not isinstance(found, dict) or "schema" not in found:
         raise RunFolderError(f"{path} is damaged (not a lesion manifest); {advice}")

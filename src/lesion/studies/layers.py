@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from lesion.anatomy import Model
+from lesion.anatomy import Anatomy, Model
 from lesion.data import ImageData, TextData
 from lesion.engine import METRICS, Data, Lane, Plan, Progress, SweepState, lay_out, make_plan, sweep, verify
 from lesion.errors import InputError
-from lesion.interventions import KINDS, Intervention, combine, parse
-from lesion.results import RunFolder
+from lesion.interventions import KINDS, Intervention, combine, in_eval_mode, parse
+from lesion.results import RunFolder, digest, versions
 from lesion.statistics import ClusteredMean
 from lesion.studies.setting import Outcome, Reading, Study, open_data, open_model
 
@@ -125,7 +125,7 @@ def layers(
         "edits": list(edits),
         "batch_size": batch_size,
         "data": documents.description["specs"],
-        **reading.arguments(),
+        **({} if documents is data else reading.arguments()),
         "seed": seed,
     }
     if out is None:
@@ -135,7 +135,7 @@ def layers(
     with study.open_folder(path, resume=resume, overwrite=overwrite) as folder:
         if folder.is_complete:
             tables = {name: folder.read_table(name) for name in ("layers", "layers_by_domain")}
-            return Outcome(tables, folder.path, resumed_complete=True)
+            return Outcome(tables, folder.path, folder.manifest.get("warnings", []), resumed_complete=True)
         return measure(opened, documents, asked, batch_size=batch_size, folder=folder, progress=progress)
 
 
@@ -159,15 +159,22 @@ def measure(
     anatomy = model.anatomy
     lengths = [int(n) for n in data.lengths]
     plan = make_plan(anatomy, lengths, len(asked.rows), batch_size=batch_size)
-    verify(anatomy, data.batch([lengths.index(min(lengths))]).to(anatomy.device))
     lanes = lay_out(asked.interventions, anatomy.n_layers, base=asked.base)
-    store = folder.shard_store(plan.fingerprint()) if folder else None
-    state = sweep(anatomy, data, lanes, plan, store=store, progress=progress)
+    with in_eval_mode(anatomy.model):
+        verify(anatomy, data.batch([lengths.index(min(lengths))]).to(anatomy.device))
+        store = folder.shard_store(_shard_key(plan, anatomy)) if folder else None
+        state = sweep(anatomy, data, lanes, plan, store=store, progress=progress)
     tables = _tables(state, asked, data.domains, anatomy.n_layers)
     outcome = Outcome(tables, folder.path if folder else None, _warnings(state, lanes), partial=bool(state.incidents))
     if folder:
         _keep(folder, outcome, plan, sum(lengths), time.monotonic() - started)
     return outcome
+
+
+def _shard_key(plan: Plan, anatomy: Anatomy) -> str:
+    """Names shards that may be merged: another kind of device, or another version, rounds otherwise."""
+    made_by = {name: version for name, version in versions().items() if name in ("lesion", "torch", "transformers")}
+    return digest({"plan": plan.fingerprint(), "device": anatomy.device.type, "versions": made_by})
 
 
 def _warnings(state: SweepState, lanes: Sequence[Lane]) -> list[str]:

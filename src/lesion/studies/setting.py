@@ -1,10 +1,12 @@
 """What every study needs before it starts: the model, the data, and a folder for the run."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -92,16 +94,13 @@ def open_data(
         InputError: the data or the options do not fit the model; the message says which.
     """
     if isinstance(data, TextData | ImageData):
+        _refuse_other_models_data(data, model)
         return data
     anatomy = model.anatomy
     if anatomy.objective == "image":
-        config = anatomy.config
-        if not isinstance(data, str) and len(data) != 1:
-            raise InputError("images come from one source; give --data once")
-        spec = data if isinstance(data, str) else data[0]
-        return load_images(
-            spec, size=config.image_size, channels=config.num_channels, n_images=reading.tokens, seed=seed
-        )
+        images = _open_images(data, model, reading, seed)
+        _refuse_other_models_data(images, model)
+        return images
     context = min(DEFAULT_CONTEXT, anatomy.n_positions) if reading.context is None else reading.context
     if context > anatomy.n_positions:
         raise InputError(f"--context {context} is longer than the {anatomy.n_positions} positions of {model.name}")
@@ -117,6 +116,38 @@ def open_data(
         seed=seed,
         vocabulary_size=anatomy.n_token_ids,
     )
+
+
+def _open_images(data: "str | Sequence[str]", model: Model, reading: Reading, seed: int) -> ImageData:
+    if not isinstance(data, str) and len(data) != 1:
+        raise InputError("images come from one source; give --data once")
+    config = model.anatomy.config
+    return load_images(
+        data if isinstance(data, str) else data[0],
+        size=config.image_size,
+        channels=config.num_channels,
+        processor=model.image_processor,
+        n_images=reading.tokens,
+        seed=seed,
+    )
+
+
+def _refuse_other_models_data(data: "TextData | ImageData", model: Model) -> None:
+    anatomy = model.anatomy
+    if data.objective != anatomy.objective:
+        raise InputError(f"the data is for a model of kind {data.objective!r}; {model.name} is {anatomy.objective!r}")
+    if isinstance(data, ImageData):
+        if data.largest_label >= anatomy.vocabulary:
+            raise InputError(
+                f"the data holds the label {data.largest_label}, but {model.name} knows only {anatomy.vocabulary} "
+                "classes; give images of its own classes, or a folder of images without labels"
+            )
+        return
+    longest, largest = int(np.max(data.lengths)), data.largest_id
+    if longest > anatomy.n_positions:
+        raise InputError(f"the data holds a sequence of {longest} tokens; {model.name} has {anatomy.n_positions}")
+    if largest >= anatomy.n_token_ids:
+        raise InputError(f"the data holds token id {largest}; {model.name} knows only {anatomy.n_token_ids} ids")
 
 
 @dataclass(frozen=True)
@@ -138,7 +169,7 @@ class Study:
 
     def folder_name(self) -> str:
         """Name for a run without `--out`: the same arguments give the same name, so that a run resumes."""
-        return run_name(self.name, self.model.name, self.arguments)
+        return run_name(self.name, self.model.name, {**self.arguments, "dtype": self.dtype})
 
     def open_folder(self, out: Path, *, resume: bool, overwrite: bool) -> RunFolder:
         """The run's folder: new, or the one of an earlier start of the same run.
@@ -146,7 +177,7 @@ class Study:
         Raises:
             RunFolderError: it belongs to another run, is locked, or cannot be written, or there is nothing to resume.
         """
-        if resume and not (out / "run.json").is_file():
+        if resume and not os.path.isfile(out / "run.json"):  # False for a name that is too long, too
             raise RunFolderError(f"--resume was asked for, but there is no run in {out}; leave it out to start one")
         described = self.model.describe()
         identity = {
@@ -182,6 +213,10 @@ class Study:
 
 
 def _described(data: "TextData | ImageData") -> dict[str, Any]:
+    """What was read, for the manifest: counts are of documents (images: of images), by domain."""
     description = dict(data.description)
+    if isinstance(data, ImageData):
+        counted = {"n_documents": data.n_documents, "n_tokens": data.n_tokens}
+        return {**description, "domains": [{"name": data.domains[0], **counted}], "fingerprint": data.fingerprint}
     domains = [{"name": name, **counts} for name, counts in description.pop("domains").items()]
     return {**description, "domains": domains, "fingerprint": data.fingerprint}
