@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lesion.cli import app
+from tests.support import tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,13 @@ def test_two_domains_and_a_selection(tiny_folder: Path, text_file: Path) -> None
     (["--interventions", ""], "give one or more"),
     (["--layers", "9"], "the model has layers 0 to 2"),
     (["--layers", "a-b"], "for example 0,2,5-7"),
+    (["--layers", "1,2-0"], "ranges upwards"),
+    (["--layers", "0-99999999999"], "for example 0,2,5-7"),
+    (["--layers", "9" * 5000], "for example 0,2,5-7"),
+    (["--edit", "drop:" + "9" * 5000], "names no block"),
+    (["--batch-size", "9" * 5000], "or auto"),
+    (["--data", "~nobody-of-this-name/text"], "home folder that is not there"),
+    (["--device", "meta"], "not a device that can be used"),
     (["--edit", "drop:9"], "blocks 0 to 2"),
     (["--edit", "explode:1"], "not an edit that is known"),
     (["--batch-size", "none"], "or auto"),
@@ -156,3 +164,38 @@ def test_a_newcomer() -> None:
     assert "layers" in typo.stderr
     assert run("layers").exit_code == 2
     assert "--edit" in run("layers", "--help").stdout
+
+
+def test_names_that_are_too_long(tiny_folder: Path, text_file: Path) -> None:
+    refused(sweep(tiny_folder, text_file, "--out", "y" * 300), "too long")
+    refused(sweep(tiny_folder, text_file, "--out", "y" * 300, "--resume"), "too long")
+
+
+def test_numbers_in_another_dtype_are_another_folder(tiny_folder: Path, text_file: Path) -> None:
+    single = json.loads(sweep(tiny_folder, text_file, "--json", "--interventions", "drop").stdout)
+    half = json.loads(sweep(tiny_folder, text_file, "--json", "--interventions", "drop", "--dtype", "bfloat16").stdout)
+    assert single["run"] != half["run"]
+
+
+def test_images(tmp_path: Path) -> None:
+    """From a folder of an image classifier to its report; its own image processor prepares the pictures."""
+    tiny_model("vit", num_labels=10).save_pretrained("vit")
+    run_images = ("layers", "vit", "--data", "digits", "--tokens", 60, "--interventions", "drop", "--json")
+    plain = json.loads(run(*run_images).stdout)
+    assert "was run on 60 images" in Path(plain["report"]).read_text()
+    settings = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": 16, "width": 16},
+        "do_convert_rgb": False,
+    }
+    content = json.dumps({**settings, "image_mean": [0.1], "image_std": [0.3]})
+    Path("vit/preprocessor_config.json").write_text(content)
+    own = json.loads(run(*run_images, "--out", "own").stdout)
+    losses = [pd.read_parquet(found["tables"]["layers"])["loss_clean_nats"][0] for found in (plain, own)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    Path("vit/preprocessor_config.json").write_text("junk")
+    refused(run(*run_images), "image processor")
+    Path("vit/preprocessor_config.json").unlink()
+    refused(run(*run_images, "--pack", "--context", 9), "--context, --pack: for text only")
+    tiny_model("vit", num_labels=2).save_pretrained("two")
+    refused(run("layers", "two", "--data", "digits"), "only 2 classes")

@@ -314,16 +314,21 @@ def _ranges(text: str) -> list[int]:
     chosen: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise LesionError(f"--layers {text!r}: write whole numbers and ranges, for example 0,2,5-7")
+        if not _is_small(first) or (dash and not (_is_small(last) and int(first) <= int(last))):
+            raise LesionError(f"--layers {text!r}: write whole numbers and ranges upwards, for example 0,2,5-7")
         chosen += range(int(first), int(last or first) + 1)
     return chosen
+
+
+def _is_small(text: str) -> bool:
+    """Whether it is a whole number that can be a layer or a batch; a typo must not ask for billions of them."""
+    return text.isdecimal() and len(text) < 7
 
 
 def _batch_size(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) < 1:
+    if not _is_small(text) or int(text) < 1:
         raise LesionError(f"--batch-size {text!r}: give a whole number from 1, or auto")
     return int(text)
 

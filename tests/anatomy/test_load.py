@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lesion.anatomy import load, resolve
+from lesion.anatomy import adopt, load, resolve
 from lesion.anatomy.files import fingerprint, weight_files
 from lesion.errors import InputError, ModelError
 from tests.support import tiny_model
@@ -183,12 +183,13 @@ def test_names_that_lead_nowhere(tmp_path: Path) -> None:
 
 
 def test_devices_and_dtypes(folder: Path) -> None:
-    for options, says in {("device", "tpu9"): "not a device", ("dtype", "int8"): "not known"}.items():
+    devices = {("device", name): "not a device" for name in ("tpu9", "meta", "mps", "xpu")}
+    for options, says in {**devices, ("dtype", "int8"): "not known"}.items():
         with pytest.raises(InputError, match=says):
             load(folder, **dict([options]))
 
 
-def test_the_fingerprint_follows_every_byte_that_it_samples(folder: Path) -> None:
+def test_the_fingerprint_follows_every_byte(folder: Path) -> None:
     before = load(folder).fingerprint
     assert fingerprint(folder, weight_files(folder, allow_pickle=False)) == before
     set_config(folder, rope_theta=5e5)
@@ -203,3 +204,82 @@ def test_the_fingerprint_follows_every_byte_that_it_samples(folder: Path) -> Non
     assert fingerprint(folder, weight_files(folder, allow_pickle=False)) != changed
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+def test_one_bit_anywhere_is_another_model(folder: Path) -> None:
+    """A checkpoint in which a few weights were changed must not pass for the one it was made from."""
+    weights, content = folder / "model.safetensors", bytearray(4_000_000)
+    weights.write_bytes(content)
+    before = fingerprint(folder, [weights])
+    for place in range(9, len(content), 399_000):
+        content[place] ^= 1
+        weights.write_bytes(content)
+        assert fingerprint(folder, [weights]) != before
+        content[place] ^= 1
+    weights.write_bytes(content)
+    assert fingerprint(folder, [weights]) == before
+
+
+def test_a_model_in_memory_has_a_fingerprint_of_its_own() -> None:
+    network = tiny_model("gpt2")
+    model = adopt(network, None)
+    before = model.fingerprint
+    assert before == adopt(tiny_model("gpt2"), None).fingerprint
+    with torch.no_grad():
+        network.transformer.wpe.weight[3, 3] += 1e-6
+    assert model.fingerprint != before
+    assert adopt(tiny_model("gpt2", layer_norm_epsilon=1e-3), None).fingerprint != before
+
+
+def test_the_weights_that_are_checked_are_those_that_are_loaded(folder: Path) -> None:
+    """Where both are there, transformers takes the single file; an index beside it has no say."""
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    assert weight_files(folder, allow_pickle=False) == [folder / "model.safetensors"]
+    load(folder)
+    set_config(folder, transformers_weights="other.safetensors")
+    refused(folder, "names other weights")
+
+
+def test_packed_weights_are_not_read_as_numbers(folder: Path) -> None:
+    def pack(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.int8)
+
+    edit_weights(folder, pack)
+    refused(folder, "lm_head.weight as I8: packed")
+
+
+@pytest.mark.parametrize(("field", "value", "says"), [
+    ("num_hidden_layers", "six", "num_hidden_layers.*expected int"),
+    ("num_attention_heads", 0, "cannot load"),
+    ("num_key_value_heads", 0, "cannot load"),
+    ("head_dim", 0, "cannot load"),
+    ("pad_token_id", 5000, "Padding_idx"),
+    ("rope_parameters", "x", "cannot load"),
+])  # fmt: skip
+def test_a_configuration_of_the_wrong_kind(folder: Path, field: str, value: object, says: str) -> None:
+    set_config(folder, **{field: value})
+    refused(folder, says)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"model_type": "llama", "n": ' + b"9" * 5000 + b"}"])
+def test_json_that_python_gives_up_on(folder: Path, content: bytes) -> None:
+    (folder / "config.json").write_bytes(content)
+    refused(folder, "not valid JSON")
+
+
+def test_a_header_that_python_gives_up_on(folder: Path) -> None:
+    header = b"[" * 100_000
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    refused(folder, "damaged safetensors header")
+
+
+def test_an_empty_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").touch()
+    refused(folder, "cannot load", allow_pickle=True)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/" + "x" * 300, "~nobody-of-this-name/model"])
+def test_names_that_cannot_be_looked_up(name: str) -> None:
+    with pytest.raises(ModelError, match="cannot be looked up"):
+        resolve(name)

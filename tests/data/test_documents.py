@@ -269,3 +269,22 @@ def test_file_without_permission(tmp_path):
     (tmp_path / "x.txt").chmod(0)
     with pytest.raises(InputError, match=r"x\.txt cannot be read: Permission denied"):
         texts(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '[{"text": "a", "n": ' + "9" * 5000 + "}]"])
+def test_json_that_python_gives_up_on(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(InputError, match=r"x\.json: not a JSON array"):
+        texts(tmp_path / "x.json")
+
+
+def test_a_number_that_python_gives_up_on_is_a_bad_row(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "a", "n": ' + "9" * 5000 + '}\n{"text": "b"}\n')
+    assert skipped(tmp_path / "x.jsonl") == (["b"], 1)
+    with pytest.raises(InputError, match=r"x\.jsonl:1: not JSON"):
+        texts(tmp_path / "x.jsonl")
+
+
+def test_a_home_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="home folder that is not there"):
+        parse_domains("~nobody-of-this-name/text")

@@ -156,6 +156,8 @@ def test_hub_pictures(monkeypatch):
     for column, message in (("#nothing", "no column 'nothing'; columns found: img, label, id"), ("#id", "holds int")):
         with pytest.raises(InputError, match=message):
             load_images(f"hf:org/set@test{column}", size=4, channels=3)
+    rows[:] = [{**row, "label": label} for row, label in zip(rows, (-1, 1), strict=False)]
+    assert load_images("hf:org/set@test", size=4, channels=3).batch([0, 1]).targets.tolist() == [[-100], [1]]
     rows[:] = [{"id": 1}]
     with pytest.raises(InputError, match="no column of pictures; columns found: id"):
         load_images("hf:org/set@test", size=4, channels=3)

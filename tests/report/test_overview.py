@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lesion.report.numbers import Measure
+from lesion.report.sections.layers.measured import missing, notes
 from lesion.report.sections.layers.overview import sentences
 from lesion.report.sections.layers.rows import Rows
 
@@ -122,3 +123,20 @@ def test_measures_skip_null() -> None:
     frame.loc[0, "kl_nats"] = None
     assert list(Rows(frame, MANIFEST).measures("drop", "kl_nats")) == [1, 2, 3, 4]
     assert Rows(frame, MANIFEST).measures("drop", "kl_nats")[1] == Measure(0.3, 0.01)
+
+
+def test_masked_tokens_are_those_that_were_masked() -> None:
+    """All that was read is more: what counts is in the table."""
+    frame = table()
+    frame["n_tokens"] = 150
+    assert "was run on 150 masked tokens of 10 documents" in told(frame, objective="masked")[0]
+    domains = [{"name": "text", "n_documents": 10, "n_tokens": 1000}]
+    data = {"context": 32, "bos": "auto", "pack": False, "domains": domains}
+    model = {**MANIFEST["model"], "objective": "masked", "norm": "post"}
+    assert "Data: text (10 documents, 1,000 tokens)." in list(notes(Rows(frame, {"model": model, "data": data})))
+
+
+def test_what_the_run_warned_of_is_said() -> None:
+    rows = Rows(table(), {**MANIFEST, "warnings": ["drop:1: not finite at block 1 (documents [0])"]})
+    assert "Warning: drop:1: not finite at block 1 (documents [0])." in list(missing(rows))
+    assert not any("Warning" in text for text in missing(Rows(table(), MANIFEST)))

@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from scipy import special
 
 import lesion
 from lesion.anatomy import adopt
-from lesion.data import Batch, load_images
+from lesion.data import Batch, load_images, load_text
 from lesion.engine.sweep import _Runner
 from lesion.errors import InputError, InterventionError, RunFolderError
+from lesion.interventions import ActivationEdit, Intervention, drop
 from lesion.studies.layers import INTERVENTIONS, ask, measure
 from tests.oracles.layers import layers_oracle
 from tests.support import TINY, Documents, tiny_model, token_documents
@@ -177,6 +179,9 @@ def test_under_an_edit(setting: dict[str, object]) -> None:
     assert edited["loss_clean_nats"].iloc[0] == pytest.approx(plain.loc[1, "loss_nats"], rel=1e-6)
     with pytest.raises(InterventionError, match="blocks 0 to 2"):
         lesion.layers(**setting, edits=["drop:7"])  # type: ignore[arg-type]
+    with pytest.raises(InterventionError, match="block 1, mlp_out never runs"):
+        lesion.layers(**setting, edits=["drop-mlp:1", "drop:1"])  # type: ignore[arg-type]
+    assert len(lesion.layers(**setting, interventions=["drop"], edits=["drop-mlp:1", "drop:0"]).tables["layers"]) == 3  # type: ignore[arg-type]
 
 
 def test_a_context_beyond_the_positions_is_refused(setting: dict[str, object]) -> None:
@@ -191,3 +196,82 @@ def test_a_model_in_memory(setting: dict[str, object]) -> None:
     pd.testing.assert_frame_equal(by_name.tables["layers"], in_memory.tables["layers"])
     with pytest.raises(InputError, match="tokenizer="):
         lesion.layers(**{**setting, "model": loaded.anatomy.model})  # type: ignore[arg-type]
+
+
+def test_another_model_in_memory_is_another_run(setting: dict[str, object], tmp_path: Path) -> None:
+    loaded = lesion.load(setting["model"])  # type: ignore[arg-type]
+    call = {**setting, "model": loaded.anatomy.model, "tokenizer": loaded.tokenizer, "out": tmp_path / "run"}
+    assert not lesion.layers(**call).resumed_complete  # type: ignore[arg-type]
+    assert lesion.layers(**call).resumed_complete  # type: ignore[arg-type]
+    with torch.no_grad():
+        loaded.anatomy.blocks[0].mlp.up_proj.weight[0, 0] += 1
+    with pytest.raises(RunFolderError, match="another run"):
+        lesion.layers(**call)  # type: ignore[arg-type]
+
+
+def test_a_model_in_training_mode_is_measured_without_dropout() -> None:
+    network, data = tiny_model("gpt2"), Documents(token_documents(97, [30, 20]))
+    asked = ask(3, ["drop"], None, [])
+    before = measure(adopt(network, None), data, asked).tables["layers"]
+    network.train()
+    network.transformer.h[1].eval()
+    pd.testing.assert_frame_equal(measure(adopt(network, None), data, asked).tables["layers"], before)
+    assert [network.training, *(block.training for block in network.transformer.h)] == [True, True, False, True]
+
+
+def test_opened_data_must_be_of_the_models_kind(text_file: Path, setting: dict[str, object]) -> None:
+    tokenizer = lesion.load(setting["model"]).tokenizer  # type: ignore[arg-type]
+    text = load_text(str(text_file), tokenizer, context=32)
+    images = load_images("digits", size=16, channels=1, n_images=40)
+    for network, data, says in [
+        (tiny_model("bert", vocab_size=320), text, "kind 'causal'"),
+        (tiny_model("gpt2", vocab_size=50), text, "only 50 ids"),
+        (tiny_model("gpt2", vocab_size=320, n_positions=8), text, "sequence of 32 tokens"),
+        (tiny_model("gpt2", vocab_size=320), images, "kind 'image'"),
+        (tiny_model("vit", num_labels=2), images, "label 9, but .* only 2 classes"),
+    ]:
+        with pytest.raises(InputError, match=says):
+            lesion.layers(network, data, tokenizer=tokenizer)
+    outcome = lesion.layers(tiny_model("gpt2", vocab_size=320), text, tokenizer=tokenizer, interventions=["drop"])
+    assert len(outcome.tables["layers"]) == 3
+
+
+def test_warnings_are_kept(tiny_folder: Path, setting: dict[str, object], tmp_path: Path) -> None:
+    network = lesion.load(tiny_folder).anatomy.model
+    with torch.no_grad():
+        network.model.layers[1].mlp.down_proj.weight.zero_()
+    tokenizer = lesion.load(tiny_folder).tokenizer
+    call = {**setting, "model": network, "tokenizer": tokenizer, "out": tmp_path / "run"}
+    first = lesion.layers(**call, interventions=["drop-mlp"])  # type: ignore[arg-type]
+    assert [warning.partition(":")[0] for warning in first.warnings] == ["drop-mlp"]
+    again = lesion.layers(**call, interventions=["drop-mlp"])  # type: ignore[arg-type]
+    assert (again.resumed_complete, again.warnings) == (True, first.warnings)
+
+
+def test_a_lane_that_breaks_in_every_batch_is_one_warning() -> None:
+    data = Documents(token_documents(97, [30, 30, 20, 20]))
+    overflow = Intervention("overflow", edits=(ActivationEdit(1, "mlp_out", lambda x: x / 0),))
+    asked = replace(ask(3, ["drop"], [0, 1], []), interventions=(drop(0), overflow))
+    outcome = measure(adopt(tiny_model("llama"), None), data, asked, batch_size=2)
+    assert outcome.warnings == ["overflow: not finite at block 1 (documents [0, 1, 2] …)"]
+    assert outcome.partial
+
+
+def test_shards_of_another_version_are_not_merged(
+    setting: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lesion.engine.plan.SHARD_TOKENS", 64)
+    setting = {**setting, "batch_size": 2, "out": tmp_path / "run"}
+
+    def stop(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lesion.layers(**setting, progress=stop)  # type: ignore[arg-type]
+    monkeypatch.setattr("lesion.studies.layers.versions", lambda: {"torch": "1.0"})
+    ran: list[Batch] = []
+    run_batch = _Runner.run
+    monkeypatch.setattr(_Runner, "run", lambda self, batch, state: (ran.append(batch), run_batch(self, batch, state)))
+    lesion.layers(**setting)  # type: ignore[arg-type]
+    assert len(ran) == 6

@@ -154,9 +154,8 @@ def fingerprint(folder: Path, weights: list[Path]) -> str:
 
 def fingerprint_in_memory(model: nn.Module) -> str:
     """SHA-256 over the class, the configuration and every tensor of a model that has no files."""
-    config = getattr(model, "config", None)
-    written = config.to_dict() if hasattr(config, "to_dict") else {}
-    described = json.dumps([type(model).__name__, written], sort_keys=True, default=str)
+    config: Any = model.config
+    described = json.dumps([type(model).__name__, config.to_dict()], sort_keys=True, default=str)
     digest = hashlib.sha256(described.encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

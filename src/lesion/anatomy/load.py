@@ -18,6 +18,8 @@ from lesion.anatomy.source import resolve
 from lesion.errors import InputError, ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LONGEST_REASON = 400
+"""Characters of an error of transformers that are passed on; some list every model there is."""
 REFUSALS = (
     *(OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError),
     *(ArithmeticError, AssertionError),
@@ -239,7 +241,8 @@ def _quiet_transformers() -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     """The first line of a message, and the next where the first only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    message = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return message if len(message) <= LONGEST_REASON else f"{message[:LONGEST_REASON]} …"
 
 
 def _some(names: list[str], most: int = 3) -> str:

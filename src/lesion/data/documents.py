@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from lesion.errors import InputError
@@ -67,6 +68,18 @@ def usable_text(value: object, where: str, bad_rows: BadRows) -> str | None:
         )
         return None
     return value
+
+
+def expanded(path: str) -> Path:
+    """A path in which `~` and `~user` stand for home folders.
+
+    Raises:
+        InputError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path[:200]!r} names a home folder that is not there: {error}") from None
 
 
 def text_column(found: Sequence[str], asked: str | None, where: str) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from lesion.data.documents import BadRows, Document, hash_order
+from lesion.data.documents import BadRows, Document, expanded, hash_order
 from lesion.data.rows import ROW_READERS
 from lesion.errors import InputError
 
@@ -71,7 +71,7 @@ def is_glob(spec: str) -> bool:
 
 def match(pattern: str) -> tuple[Path, list[Path]]:
     """The folder where the wildcards of a glob begin, and the files that it matches."""
-    parts = Path(pattern).expanduser().parts
+    parts = expanded(pattern).parts
     first = next((index for index, part in enumerate(parts) if is_glob(part)), len(parts))
     base = Path(*parts[:first])
     try:
@@ -81,7 +81,7 @@ def match(pattern: str) -> tuple[Path, list[Path]]:
 
 
 def _find(spec: str) -> tuple[Path, list[Path]]:
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if path.is_dir():
         return path, _in_hash_order(path, _folder_files(path))
     if path.is_file():

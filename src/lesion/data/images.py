@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lesion.data.batches import NO_TARGET, Batch
+from lesion.data.documents import expanded
 from lesion.data.hub import parse_hub_spec
 from lesion.data.pictures import Picture, embedded_digits, folder_pictures, hub_pictures
 from lesion.data.sources import split_name
@@ -143,7 +143,7 @@ def load_images(
     elif data.startswith("hf:"):
         pictures, classes = hub_pictures(data, n_images)
     else:
-        pictures, classes = folder_pictures(Path(data).expanduser(), n_images, seed)
+        pictures, classes = folder_pictures(expanded(data), n_images, seed)
     preparation = Preparation(size, channels, processor)
     digest = hashlib.sha256(json.dumps(preparation.describe(), sort_keys=True).encode())
     with ThreadPoolExecutor() as threads:
@@ -172,4 +172,4 @@ def load_images(
 def _default_name(data: str) -> str:
     if data.startswith("hf:"):
         return parse_hub_spec(data).id.rpartition("/")[2]
-    return data if data == "digits" else Path(data).expanduser().resolve().name
+    return data if data == "digits" else expanded(data).resolve().name

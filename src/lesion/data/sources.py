@@ -3,9 +3,8 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from lesion.data.documents import Source
+from lesion.data.documents import Source, expanded
 from lesion.data.files import Files, is_glob, match
 from lesion.data.hub import HubText, parse_hub_spec
 from lesion.data.stdlib import StandardLibrary
@@ -76,13 +75,13 @@ def _leads_somewhere(spec: str) -> bool:
     if "\0" in spec:
         raise InputError(f"{spec!r} holds a NUL character and cannot be a path")
     try:
-        return Path(spec).expanduser().exists() or (is_glob(spec) and bool(match(spec)[1]))
+        return expanded(spec).exists() or (is_glob(spec) and bool(match(spec)[1]))
     except OSError as error:  # for instance a name that is too long, or a folder that may not be read
         raise InputError(f"'{spec[:200]}' cannot be looked up: {error.strerror}") from error
 
 
 def _default_name(path: str, source: Files) -> str:
-    named = Path(path).expanduser()
+    named = expanded(path)
     if named.is_file():
         return named.stem
     return (named if named.is_dir() else source.base).resolve().name or "data"

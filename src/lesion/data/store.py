@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Integer
 
+from lesion.data.documents import expanded
 from lesion.errors import InputError
 
 FORMAT = 1
@@ -167,7 +168,7 @@ def cache_folder(cache: Path | None) -> Path:
     if cache is not None:
         return cache
     configured = os.environ.get("LESION_CACHE")
-    return Path(configured).expanduser() if configured else Path("~/.cache/lesion").expanduser()
+    return expanded(configured or "~/.cache/lesion")
 
 
 def _move_into_place(partial: Path, folder: Path) -> None:

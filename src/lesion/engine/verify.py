@@ -47,7 +47,7 @@ def verify(anatomy: Anatomy, batch: Batch) -> None:
 
 def _check_logits(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
     if not torch.isfinite(theirs).all():
-        raise NonFiniteError(f"the model itself gives logits that are not finite, in {str(dtype).removeprefix('torch.')}")
+        raise NonFiniteError(f"the model itself gives logits that are not finite ({dtype})")
     scale, worst = theirs.abs().max(), (ours - theirs).abs().max()
     # The head on chunks of rows and on a whole batch may round differently: some units in the last place of the dtype.
     if not worst <= 64 * torch.finfo(dtype).eps * scale:

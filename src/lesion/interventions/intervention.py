@@ -204,6 +204,6 @@ def parse(text: str) -> Intervention:
         raise InterventionError(
             f"{text!r} is not an edit that is known; edits are {', '.join(f'{k}:LAYER' for k in KINDS)}"
         )
-    if not layer.isdecimal():
+    if not layer.isdecimal() or len(layer) > 6:
         raise InterventionError(f"{text!r} names no block; write for example {kind}:3")
     return KINDS[kind](int(layer))

@@ -11,8 +11,8 @@ from torch import nn
 
 from lesion.anatomy import Anatomy, Model
 from lesion.data import ImageData, TextData
-from lesion.engine import METRICS, Data, Lane, Plan, Progress, SweepState, lay_out, make_plan, sweep, verify
-from lesion.errors import InputError
+from lesion.engine import METRICS, Data, Incident, Lane, Plan, Progress, SweepState, lay_out, make_plan, sweep, verify
+from lesion.errors import InputError, InterventionError
 from lesion.interventions import KINDS, Intervention, combine, in_eval_mode, parse
 from lesion.results import RunFolder, digest, versions
 from lesion.statistics import ClusteredMean
@@ -40,7 +40,7 @@ def ask(
 
     Raises:
         InputError: layers out of range or repeated, or nothing left to do.
-        InterventionError: a base edit out of range.
+        InterventionError: a base edit out of range, or of a block that another one drops.
     """
     chosen = list(range(n_layers)) if layers is None else list(layers)
     outside = [layer for layer in chosen if not 0 <= layer < n_layers]
@@ -61,7 +61,12 @@ def ask(
         )
     base = combine(edits) if edits else None
     if base:
-        base.order(n_layers)
+        order = base.order(n_layers)
+        silent = [edit.label for edit in base.edits if edit.layer not in order]
+        if silent:
+            raise InterventionError(
+                f"{base.name}: {', '.join(silent)} never runs, because another edit drops its block"
+            )
     return LayerSweep(tuple(rows), tuple(KINDS[name](layer) for name, layer in rows), base)
 
 
@@ -180,7 +185,10 @@ def _shard_key(plan: Plan, anatomy: Anatomy) -> str:
 def _warnings(state: SweepState, lanes: Sequence[Lane]) -> list[str]:
     still = [lane.name for index, lane in enumerate(lanes) if index and index not in state.moved]
     nothing = [f"{name}: every number stayed as it was, so what it takes away contributes nothing" for name in still]
-    return [str(incident) for incident in state.incidents] + nothing
+    broken: dict[tuple[str, int | None], list[int]] = {}
+    for incident in state.incidents:
+        broken.setdefault((incident.lane, incident.block), []).extend(incident.documents)
+    return [str(Incident(lane, block, sorted(documents))) for (lane, block), documents in broken.items()] + nothing
 
 
 def _keep(folder: RunFolder, outcome: Outcome, plan: Plan, n_tokens: int, seconds: float) -> None:

@@ -1,6 +1,5 @@
 """What every study needs before it starts: the model, the data, and a folder for the run."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -121,6 +120,12 @@ def open_data(
 def _open_images(data: "str | Sequence[str]", model: Model, reading: Reading, seed: int) -> ImageData:
     if not isinstance(data, str) and len(data) != 1:
         raise InputError("images come from one source; give --data once")
+    plain = Reading(tokens=reading.tokens)
+    of_text = [
+        f"--{name.replace('_', '-')}" for name, value in asdict(reading).items() if value != getattr(plain, name)
+    ]
+    if of_text:
+        raise InputError(f"{', '.join(of_text)}: for text only; {model.name} reads images")
     config = model.anatomy.config
     return load_images(
         data if isinstance(data, str) else data[0],
@@ -177,7 +182,11 @@ class Study:
         Raises:
             RunFolderError: it belongs to another run, is locked, or cannot be written, or there is nothing to resume.
         """
-        if resume and not os.path.isfile(out / "run.json"):  # False for a name that is too long, too
+        try:
+            exists = (out / "run.json").is_file()
+        except OSError as error:  # for instance a name that is too long
+            raise RunFolderError(f"cannot use {out}: {error.strerror or error}; pass another --out") from None
+        if resume and not exists:
             raise RunFolderError(f"--resume was asked for, but there is no run in {out}; leave it out to start one")
         described = self.model.describe()
         identity = {

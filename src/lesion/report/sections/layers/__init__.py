@@ -13,7 +13,7 @@ FIRST = ("domain", "intervention", "layer", "relative_depth", "loss_change_nats"
 def section(run: RunView) -> Section:
     """The section of one `layers` run, from `tables/layers` and `tables/layers_by_domain`."""
     rows, by_domain = read(run)
-    data = drawings.amount(rows)
+    data = rows.amount
     tables = [TableSpec("layers", f"All interventions, pooled over domains ({data}).", _ordered(rows.table))]
     if by_domain is not None:
         tables.append(TableSpec("layers_by_domain", "The same for each domain.", _ordered(by_domain), is_open=False))

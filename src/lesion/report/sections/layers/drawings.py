@@ -6,7 +6,6 @@ import pandas as pd
 
 from lesion.report import axes
 from lesion.report.content import FigureSpec, Panel, Series
-from lesion.report.numbers import count
 from lesion.report.palette import DOMAIN_MARKERS, MARKERS
 from lesion.report.sections.layers.rows import INTERVENTIONS, Rows, floats
 
@@ -34,18 +33,12 @@ def figures(rows: Rows, by_domain: pd.DataFrame | None) -> Iterator[FigureSpec]:
         yield _domains(rows, by_domain)
 
 
-def amount(rows: Rows) -> str:
-    """`12,345 tokens of 10 documents`, or `360 images`."""
-    tokens = count(int(rows.table["n_tokens"].max()), rows.noun)
-    return tokens if rows.noun == "image" else f"{tokens} of {count(int(rows.table['n_documents'].max()), 'document')}"
-
-
 def _figure(
     rows: Rows, name: str, label: str, text: str, panels: tuple[Panel, ...], *, shared_y: bool = False, columns: int = 3
 ) -> FigureSpec:
     beyond = "Points beyond an axis are named at its edge. " if axes.has_beyond(panels, shared=shared_y) else ""
     swap = "Swap ℓ, which exchanges blocks ℓ and ℓ+1, is drawn at ℓ. " if not rows.of("swap").empty else ""
-    caption = f"{text} {swap if name != 'layers_parts' else ''}{beyond}{_band(rows)} Over {amount(rows)}."
+    caption = f"{text} {swap if name != 'layers_parts' else ''}{beyond}{_band(rows)} Over {rows.amount}."
     return FigureSpec(name, caption, label, panels, columns=columns, shared_y=shared_y)
 
 

@@ -50,7 +50,8 @@ def definitions(rows: Rows) -> tuple[tuple[str, str], ...]:
 
 
 def missing(rows: Rows) -> Iterator[str]:
-    """What a reader may look for and not find."""
+    """What a reader may look for and not find, and what the run warned of."""
+    yield from (f"Warning: {warning}." for warning in rows.manifest.get("warnings", []))
     if not rows.has_loss:
         yield "The data has no labels: there is no loss, no accuracy and no figure of the change in loss."
     if not rows.has_errors:
@@ -63,8 +64,11 @@ def missing(rows: Rows) -> Iterator[str]:
 
 
 def _size(rows: Rows, domain: Mapping[str, Any]) -> str:
-    positions = count(int(domain["n_tokens"]), rows.noun)
-    return positions if rows.noun == "image" else f"{count(int(domain['n_documents']), 'document')}, {positions}"
+    """All that was read of a domain; which of its tokens count is another matter."""
+    read = int(domain["n_tokens"])
+    if rows.noun == "image":
+        return count(read, "image")
+    return f"{count(int(domain['n_documents']), 'document')}, {count(read, 'token')}"
 
 
 def _bos(value: Any) -> str:

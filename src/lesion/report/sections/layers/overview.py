@@ -22,12 +22,7 @@ def sentences(rows: Rows, by_domain: pd.DataFrame | None) -> Iterator[str]:
 
 def whole_model(rows: Rows) -> str:
     """The clean model's own numbers."""
-    model, counts = rows.manifest["model"], rows.manifest["counts"]
-    text = (
-        f"The whole model ({count(rows.depth, 'block')}) was run on {count(int(counts['n_tokens']), rows.noun)}"
-        + ("" if model["objective"] == "image" else f" of {count(int(counts['n_documents']), 'document')}")
-        + ": "
-    )
+    text = f"The whole model ({count(rows.depth, 'block')}) was run on {rows.amount}: "
     entropy = f"entropy of the prediction {measured(rows.clean('entropy_clean_bits'))} bits"
     if not rows.has_loss:
         return f"{text}{entropy}; without labels there is no loss and no accuracy."

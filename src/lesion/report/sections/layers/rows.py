@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lesion.errors import RunFolderError
-from lesion.report.numbers import Measure
+from lesion.report.numbers import Measure, count
 from lesion.results import RunView
 
 INTERVENTIONS = {
@@ -45,6 +45,13 @@ class Rows:
     def per(self) -> str:
         """`a token` or `an image`, behind a unit."""
         return f"an {self.noun}" if self.noun == "image" else f"a {self.noun}"
+
+    @property
+    def amount(self) -> str:
+        """How much counts: `12,345 tokens of 10 documents`, or `360 images`; tokens are those with a target."""
+        positions = count(int(self.table["n_tokens"].max()), self.noun)
+        documents = count(int(self.table["n_documents"].max()), "document")
+        return positions if self.noun == "image" else f"{positions} of {documents}"
 
     @property
     def standard_error(self) -> str:
