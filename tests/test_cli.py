@@ -1,6 +1,10 @@
 """The shell: what a newcomer types, what comes back, and exit codes."""
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +13,8 @@ from typer.testing import CliRunner, Result
 
 from lesion.cli import app
 from tests.support import tiny_model
+
+INTERRUPTED = "interrupted; the same command goes on where this one stopped"
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +158,38 @@ def test_an_interrupt_says_how_to_go_on(tiny_folder: Path, text_file: Path, monk
         "interrupted; the same command goes on where this one stopped",
     )
     assert sweep(tiny_folder, text_file, "--out", "run").exit_code == 0
+
+
+def test_a_report_of_a_mangled_manifest(tiny_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    sweep(tiny_folder, text_file, "--out", "run", "--quiet")
+    path = tmp_path / "run" / "run.json"
+    manifest = json.loads(path.read_text())
+    del manifest["model"]["norm"]
+    path.write_text(json.dumps(manifest))
+    refused(run("report", "run"), "'norm'")
+
+
+def test_being_terminated_is_an_interrupt(tiny_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    """A scheduler's SIGTERM: exit code 130, a run that can go on, and nothing left running."""
+    command = [sys.executable, "-m", "lesion.cli", "layers", tiny_folder, "--data", text_file, "--context", "32"]
+    command += ["--tokens", "100000000", "--pack", "--batch-size", "1", "--out", "run"]
+    text_file.write_text("\n".join([text_file.read_text()] * 3000))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(lambda: (tmp_path / "run" / "run.json").exists(), process)
+            process.terminate()
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, said.strip().splitlines()[-1]) == (130, INTERRUPTED)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "partial"
+
+
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    for _ in range(600):
+        if happened() or process.poll() is not None:
+            return
+        time.sleep(0.1)
 
 
 def test_a_newcomer() -> None:

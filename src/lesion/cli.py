@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -298,14 +299,14 @@ class _Lines:
     """Progress as plain lines, at most one every ten seconds."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._started, self._said = console, time.monotonic(), time.monotonic()
+        self._console, self._said, self._done = console, time.monotonic(), 0
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         if now - self._said < 10 and done < total:
             return
-        self._said = now
-        left = (now - self._started) * (total - done) / max(done, 1)
+        left = (now - self._said) * (total - done) / max(done - self._done, 1)  # at the speed since the last line
+        self._said, self._done = now, done
         self._console.print(f"{done} of {total} tokens, about {left:.0f} s left", markup=False)
 
 
@@ -353,7 +354,8 @@ def _end(line: str, code: int) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point of the `lesion` command."""
+    """Entry point of the `lesion` command. Being terminated ends a run as an interrupt does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()
 
 

@@ -5,7 +5,7 @@ from lesion.engine.memory import keep_pages
 from lesion.engine.plan import Plan, make_plan
 from lesion.engine.skeleton import Call, Skeleton
 from lesion.engine.sweep import METRICS, Data, Incident, Progress, SweepState, sweep
-from lesion.engine.verify import verify
+from lesion.engine.verify import telling_document, verify
 
 __all__ = [
     "METRICS",
@@ -22,5 +22,6 @@ __all__ = [
     "lay_out",
     "make_plan",
     "sweep",
+    "telling_document",
     "verify",
 ]

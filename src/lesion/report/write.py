@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesion.errors import InputError
+from lesion.errors import InputError, RunFolderError
+from lesion.report.content import Section
 from lesion.report.figures import write_files
 from lesion.report.page import render
 from lesion.report.sections import section_of
@@ -28,7 +29,7 @@ def write_report(run: Path | str | Sequence[Path | str], *, out: Path | str | No
     if not paths or (len(paths) > 1 and out is None):
         raise InputError(f"a report of {len(paths)} runs: give at least one, and --out for the page of several")
     views = [RunView.open(path) for path in paths]
-    sections = [section_of(view) for view in views]
+    sections = [_section(view) for view in views]
     for view, section in zip(views, sections, strict=True):
         for figure in section.figures:
             write_files(figure, view.path / "figures")
@@ -37,6 +38,13 @@ def write_report(run: Path | str | Sequence[Path | str], *, out: Path | str | No
     content = page.encode("utf-8", "replace")  # a lone surrogate in a name becomes a question mark
     atomic_write(target, lambda path: _write(path, content))
     return target
+
+
+def _section(view: RunView) -> Section:
+    try:
+        return section_of(view)
+    except KeyError as error:
+        raise RunFolderError(f"{view.path / 'run.json'} or its tables lack {error}; give the command again") from error
 
 
 def _write(path: Path, content: bytes) -> None:

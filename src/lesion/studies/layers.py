@@ -11,7 +11,20 @@ from torch import nn
 
 from lesion.anatomy import Anatomy, Model
 from lesion.data import ImageData, TextData
-from lesion.engine import METRICS, Data, Incident, Lane, Plan, Progress, SweepState, lay_out, make_plan, sweep, verify
+from lesion.engine import (
+    METRICS,
+    Data,
+    Incident,
+    Lane,
+    Plan,
+    Progress,
+    SweepState,
+    lay_out,
+    make_plan,
+    sweep,
+    telling_document,
+    verify,
+)
 from lesion.errors import InputError, InterventionError
 from lesion.interventions import KINDS, Intervention, combine, in_eval_mode, parse
 from lesion.results import RunFolder, digest, versions
@@ -166,7 +179,7 @@ def measure(
     plan = make_plan(anatomy, lengths, len(asked.rows), batch_size=batch_size)
     lanes = lay_out(asked.interventions, anatomy.n_layers, base=asked.base)
     with in_eval_mode(anatomy.model):
-        verify(anatomy, data.batch([lengths.index(min(lengths))]).to(anatomy.device))
+        verify(anatomy, data.batch([telling_document(lengths)]).to(anatomy.device))
         store = folder.shard_store(_shard_key(plan, anatomy)) if folder else None
         state = sweep(anatomy, data, lanes, plan, store=store, progress=progress)
     tables = _tables(state, asked, data.domains, anatomy.n_layers)
@@ -200,8 +213,14 @@ def _keep(folder: RunFolder, outcome: Outcome, plan: Plan, n_tokens: int, second
         warnings=outcome.warnings,
         plan_shape=plan.shape(),
         counts={**folder.manifest["counts"], **scored},
-        timings={"seconds": round(seconds, 3), "tokens_per_second": round(n_tokens / seconds, 1)},
+        timings=_timings(n_tokens, seconds, resumed="resumed" in folder.manifest),
     )
+
+
+def _timings(n_tokens: int, seconds: float, *, resumed: bool) -> dict[str, float]:
+    """Of this session; a resumed one did not read all the tokens, so that it has no speed."""
+    speed = {} if resumed else {"tokens_per_second": round(n_tokens / seconds, 1)}
+    return {"seconds": round(seconds, 3), **speed}
 
 
 def _tables(state: SweepState, asked: LayerSweep, domains: Sequence[str], n_layers: int) -> dict[str, pd.DataFrame]:
