@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test install check bench clean
 
 demo: install
-	$(BIN)/lesion demo
+	$(BIN)/lesion demo --overwrite
 
 test: install
 	$(BIN)/python -m pytest -m "not slow and not gpu and not hub"
