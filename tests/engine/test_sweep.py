@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 
@@ -220,9 +219,18 @@ def test_plans(anatomy: Anatomy) -> None:
     assert plan.fingerprint() == make_plan(anatomy, lengths, 300).fingerprint()
     assert plan.fingerprint() != make_plan(anatomy, lengths, 301).fingerprint()
     assert max(len(batch) for shard in make_plan(anatomy, lengths, 3, batch_size=4).shards for batch in shard) == 4
-    many = make_plan(anatomy, [1000] * 200, 3)
-    assert len(many.shards) > 1
-    assert np.concatenate([np.concatenate(shard) for shard in many.shards]).size == 200
+
+
+def test_a_shard_is_half_a_minute_of_work(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the lanes, half the tokens; never less than a batch; and every document is in one of them."""
+    parameters = sum(parameter.numel() for parameter in anatomy.model.parameters())
+    monkeypatch.setattr("lesion.engine.plan.SHARD_OPERATIONS", {"cpu": 2 * parameters * (1 + 10 / 2) * 8000})
+    few, many = make_plan(anatomy, [1000] * 200, 10), make_plan(anatomy, [1000] * 200, 22)
+    assert [sum(len(batch) for batch in shard) for shard in few.shards] == [8] * 25
+    assert [sum(len(batch) for batch in shard) for shard in many.shards] == [4] * 50
+    assert sorted(d for shard in few.shards for batch in shard for d in batch) == list(range(200))
+    monkeypatch.setattr("lesion.engine.plan.SHARD_OPERATIONS", {"cpu": 1})
+    assert [len(shard) for shard in make_plan(anatomy, [1000] * 5, 10).shards] == [1] * 5
 
 
 def test_lanes_are_grouped_to_fit_the_memory(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:

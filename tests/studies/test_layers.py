@@ -146,7 +146,7 @@ def test_the_same_call_again_is_complete_and_another_is_refused(setting: dict[st
 def test_an_interrupted_run_goes_on_to_the_same_tables(
     setting: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lesion.engine.plan.SHARD_TOKENS", 64)
+    monkeypatch.setattr("lesion.engine.plan.SHARD_OPERATIONS", {"cpu": 1})
     setting = {**setting, "batch_size": 2}
     whole = lesion.layers(**setting)  # type: ignore[arg-type]
 
@@ -260,7 +260,7 @@ def test_a_lane_that_breaks_in_every_batch_is_one_warning() -> None:
 def test_shards_of_another_version_are_not_merged(
     setting: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lesion.engine.plan.SHARD_TOKENS", 64)
+    monkeypatch.setattr("lesion.engine.plan.SHARD_OPERATIONS", {"cpu": 1})
     setting = {**setting, "batch_size": 2, "out": tmp_path / "run"}
 
     def stop(done: int, total: int) -> None:

@@ -14,8 +14,8 @@ CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 """Most bytes of float32 logits at a time: on a CPU they should stay near its caches."""
 LANE_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
 """Most bytes of residual streams of lanes that are alive at a time."""
-SHARD_TOKENS = 65536
-"""A shard is closed once it holds this many tokens of data: what an interrupted run can lose."""
+SHARD_OPERATIONS = {"cpu": 5e11, "cuda": 5e15}
+"""A shard is closed at about this many operations, half a minute of work: what an interrupted run can lose."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,25 @@ def make_plan(
     stream_bytes = tokens * anatomy.d_model * anatomy.dtype.itemsize
     alive = max(1, LANE_BYTES.get(kind, LANE_BYTES["cpu"]) // stream_bytes - 1)
     return Plan(
-        shards=_shards(batches, lengths),
+        shards=_shards(batches, lengths, most=_shard_tokens(anatomy, n_lanes)),
         groups=[list(range(start, min(start + alive, n_lanes + 1))) for start in range(1, n_lanes + 1, alive)],
         stack_tokens=stack,
         chunk=max(32, CHUNK_BYTES.get(kind, CHUNK_BYTES["cpu"]) // (4 * anatomy.vocabulary)),
     )
 
 
-def _shards(batches: list[list[int]], lengths: Sequence[int]) -> list[list[list[int]]]:
+def _shard_tokens(anatomy: Anatomy, n_lanes: int) -> int:
+    """Tokens that fill a shard: one costs two operations a parameter in each lane, and lanes live half the depth."""
+    parameters = sum(parameter.numel() for parameter in anatomy.model.parameters())
+    operations = SHARD_OPERATIONS.get(anatomy.device.type, SHARD_OPERATIONS["cpu"])
+    return int(operations / (2 * parameters * (1 + n_lanes / 2)))
+
+
+def _shards(batches: list[list[int]], lengths: Sequence[int], *, most: int) -> list[list[list[int]]]:
     shards: list[list[list[int]]] = [[]]
     tokens = 0
     for batch in batches:
-        if tokens >= SHARD_TOKENS:
+        if shards[-1] and tokens >= most:
             shards.append([])
             tokens = 0
         shards[-1].append([int(document) for document in batch])
