@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from lesion.cli import app
 from tests.support import tiny_model
 
-INTERRUPTED = "interrupted; the same command goes on where this one stopped"
+INTERRUPTED = "interrupted; the same command, without --overwrite, goes on where this one stopped"
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +42,10 @@ def test_a_run_from_end_to_end(tiny_folder: Path, text_file: Path, tmp_path: Pat
     result = sweep(tiny_folder, text_file, "--out", "run")
     assert result.exit_code == 0, result.output
     page = tmp_path / "run" / "report.html"
-    assert result.stdout.strip() == f"report: {page}"
-    assert "KL (nats)" in result.stderr
+    *table, last = result.stdout.strip().splitlines()
+    assert last == f"report: {page}"
+    assert "KL (nats)" in "".join(table)
+    assert len([line for line in table if "±" in line]) == 11
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert {path.suffix for path in (tmp_path / "run" / "figures").iterdir()} == {".svg", ".png"}
     again = sweep(tiny_folder, text_file, "--out", "run")
@@ -155,7 +157,7 @@ def test_an_interrupt_says_how_to_go_on(tiny_folder: Path, text_file: Path, monk
         stopped = sweep(tiny_folder, text_file, "--out", "run")
     assert (stopped.exit_code, stopped.stderr.strip()) == (
         130,
-        "interrupted; the same command goes on where this one stopped",
+        "interrupted; the same command, without --overwrite, goes on where this one stopped",
     )
     assert sweep(tiny_folder, text_file, "--out", "run").exit_code == 0
 
@@ -237,3 +239,21 @@ def test_images(tmp_path: Path) -> None:
     refused(run(*run_images, "--pack", "--context", 9), "--context, --pack: for text only")
     tiny_model("vit", num_labels=2).save_pretrained("two")
     refused(run("layers", "two", "--data", "digits"), "only 2 classes")
+
+
+def test_rows_that_were_left_out_are_said(tiny_folder: Path, text_file: Path) -> None:
+    text_file.write_text(text_file.read_text() + "\n{broken\n[]\n")
+    everything = ("--out", "run", "--tokens", 100_000)
+    refused(sweep(tiny_folder, text_file, *everything), "jsonl:13")
+    result = sweep(tiny_folder, text_file, *everything, "--on-bad-row", "skip")
+    assert "warning: text: 2 rows could not be read and were left out" in result.stderr
+    assert "2 rows could not be read" in Path("run/report.html").read_text()
+
+
+def test_no_number_is_cut_short_on_a_narrow_terminal(
+    tiny_folder: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = [line for line in sweep(tiny_folder, text_file, "--out", "run").stdout.splitlines() if "±" in line]
+    assert len(lines) == 11
+    assert all(line.count("±") == 4 and "…" not in line for line in lines)

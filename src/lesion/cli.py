@@ -19,13 +19,17 @@ from lesion.errors import LesionError
 
 app = typer.Typer(
     name="lesion",
-    help="Find out what the parts of a transformer do, by taking them away and by watching them fire.",
+    help="Find out what the parts of a transformer do, by taking them away.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 INTERRUPTED = 130
+TABLE_WIDTH = 110
+"""Columns that the table of results needs: on a narrower terminal its lines wrap, but no number is cut short."""
+SPEED_WINDOW = 60
+"""Seconds over which the time left is estimated."""
 
 
 class Bos(StrEnum):
@@ -43,11 +47,14 @@ DataOption = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
-        help="stdlib, a file, a folder, a glob, or hf:ID[:CONFIG][@SPLIT][#COLUMN]; several as name=DATA are domains.",
+        help="stdlib[:code|:prose], a file, a folder, a glob, or hf:ID[:CONFIG][@SPLIT][#COLUMN]; several as name=DATA "
+        "are domains. Images: digits, a folder, or hf:…",
         show_default="stdlib",
     ),
 ]
-TokensOption = Annotated[int, typer.Option(min=1, help="Tokens to read over all domains (images: how many).")]
+TokensOption = Annotated[
+    int, typer.Option(min=1, help="Tokens to read over all domains, the last document whole (images: how many).")
+]
 ContextOption = Annotated[
     int | None,
     typer.Option(
@@ -101,7 +108,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Find out what the parts of a transformer do, by taking them away and by watching them fire."""
+    """Find out what the parts of a transformer do, by taking them away."""
 
 
 @app.command()
@@ -154,7 +161,7 @@ def demo(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """The layer sweep on a small trained model and the standard library's code and prose: no network, a few minutes."""
+    """The layer sweep on a small trained model and the standard library: no network, about a minute."""
     with _errors_in_one_line(debug):
         _run_layers(
             "zoo:python-8l",
@@ -240,7 +247,8 @@ def _say(outcome: Any, page: Path, output: _Output) -> None:
         }
         typer.echo(json.dumps(summary))
     elif not output.quiet:
-        _print_table(outcome.tables["layers"], output.console)
+        console = Console(highlight=False)
+        _print_table(outcome.tables["layers"], Console(highlight=False, width=max(TABLE_WIDTH, console.width)))
         typer.echo(f"report: {page.resolve()}")
     if outcome.partial:
         raise typer.Exit(3)
@@ -299,14 +307,18 @@ class _Lines:
     """Progress as plain lines, at most one every ten seconds."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._said, self._done = console, time.monotonic(), 0
+        self._console, self._said = console, time.monotonic()
+        self._seen = [(self._said, 0)]
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
+        self._seen = [seen for seen in self._seen if now - seen[0] < SPEED_WINDOW] or self._seen[-1:]
+        then, before = self._seen[0]
+        self._seen.append((now, done))
         if now - self._said < 10 and done < total:
             return
-        left = (now - self._said) * (total - done) / max(done - self._done, 1)  # at the speed since the last line
-        self._said, self._done = now, done
+        self._said = now
+        left = (now - then) * (total - done) / max(done - before, 1)
         self._console.print(f"{done} of {total} tokens, about {left:.0f} s left", markup=False)
 
 
@@ -345,7 +357,7 @@ def _errors_in_one_line(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         if debug:
             raise
-        _end("interrupted; the same command goes on where this one stopped", INTERRUPTED)
+        _end("interrupted; the same command, without --overwrite, goes on where this one stopped", INTERRUPTED)
 
 
 def _end(line: str, code: int) -> NoReturn:

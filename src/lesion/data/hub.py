@@ -1,5 +1,6 @@
 """Datasets of the Hugging Face hub, streamed."""
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ def stream_rows(spec: HubSpec) -> Iterator[dict[str, Any]]:
 
     # The bases of HfHubHTTPError: the errors of whichever HTTP client this huggingface_hub uses.
     failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, *HfHubHTTPError.__bases__)
+    # Its retries would each print a line in front of our one.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         yield from datasets.load_dataset(spec.id, spec.config, split=spec.split, streaming=True)
     except failures as error:

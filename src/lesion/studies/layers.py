@@ -29,7 +29,7 @@ from lesion.errors import InputError, InterventionError
 from lesion.interventions import KINDS, Intervention, combine, in_eval_mode, parse
 from lesion.results import RunFolder, digest, versions
 from lesion.statistics import ClusteredMean
-from lesion.studies.setting import Outcome, Reading, Study, open_data, open_model
+from lesion.studies.setting import Outcome, Reading, Study, left_out, open_data, open_model
 
 INTERVENTIONS = ("drop", "swap", "drop-attn", "drop-mlp")
 _LEVELS = ("loss_nats", "kl_nats", "agreement", "top1", "entropy_bits")
@@ -147,14 +147,22 @@ def layers(
         "seed": seed,
     }
     if out is None:
-        return measure(opened, documents, asked, batch_size=batch_size, progress=progress)
+        return measure(opened, documents, asked, batch_size=batch_size, notes=left_out(documents), progress=progress)
     study = Study("layers", arguments, opened, documents, command, seed)
     path = Path(out) / study.folder_name() if name_folder else Path(out)
     with study.open_folder(path, resume=resume, overwrite=overwrite) as folder:
         if folder.is_complete:
             tables = {name: folder.read_table(name) for name in ("layers", "layers_by_domain")}
             return Outcome(tables, folder.path, folder.manifest.get("warnings", []), resumed_complete=True)
-        return measure(opened, documents, asked, batch_size=batch_size, folder=folder, progress=progress)
+        return measure(
+            opened,
+            documents,
+            asked,
+            batch_size=batch_size,
+            notes=left_out(documents),
+            folder=folder,
+            progress=progress,
+        )
 
 
 def measure(
@@ -163,10 +171,14 @@ def measure(
     asked: LayerSweep,
     *,
     batch_size: int | None = None,
+    notes: Sequence[str] = (),
     folder: RunFolder | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """The sweep itself, on anything that gives batches; with a folder, shards and tables are kept in it.
+
+    Args:
+        notes: what a reader of the tables must know about the data; they come first among the warnings.
 
     Raises:
         ModelError: the model is not what its anatomy says.
@@ -183,7 +195,8 @@ def measure(
         store = folder.shard_store(_shard_key(plan, anatomy)) if folder else None
         state = sweep(anatomy, data, lanes, plan, store=store, progress=progress)
     tables = _tables(state, asked, data.domains, anatomy.n_layers)
-    outcome = Outcome(tables, folder.path if folder else None, _warnings(state, lanes), partial=bool(state.incidents))
+    warnings = [*notes, *_warnings(state, lanes)]
+    outcome = Outcome(tables, folder.path if folder else None, warnings, partial=bool(state.incidents))
     if folder:
         _keep(folder, outcome, plan, sum(lengths), time.monotonic() - started)
     return outcome

@@ -120,6 +120,8 @@ def open_data(
 def _open_images(data: "str | Sequence[str]", model: Model, reading: Reading, seed: int) -> ImageData:
     if not isinstance(data, str) and len(data) != 1:
         raise InputError("images come from one source; give --data once")
+    if data in ("stdlib", ["stdlib"]):
+        raise InputError(f"{model.name} reads images; give --data digits, a folder of images, or hf:ID")
     plain = Reading(tokens=reading.tokens)
     of_text = [
         f"--{name.replace('_', '-')}" for name, value in asdict(reading).items() if value != getattr(plain, name)
@@ -219,6 +221,14 @@ class Study:
     @property
     def dtype(self) -> str:
         return str(self.model.anatomy.dtype).removeprefix("torch.")
+
+
+def left_out(data: "TextData | ImageData") -> list[str]:
+    """Rows that could not be read and were left out because that was asked for, a line a domain."""
+    if isinstance(data, ImageData):
+        return []
+    counts = {name: domain["n_bad_rows"] for name, domain in data.description["domains"].items()}
+    return [f"{name}: {count} rows could not be read and were left out" for name, count in counts.items() if count]
 
 
 def _described(data: "TextData | ImageData") -> dict[str, Any]:
