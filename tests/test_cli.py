@@ -257,3 +257,16 @@ def test_no_number_is_cut_short_on_a_narrow_terminal(
     lines = [line for line in sweep(tiny_folder, text_file, "--out", "run").stdout.splitlines() if "±" in line]
     assert len(lines) == 11
     assert all(line.count("±") == 4 and "…" not in line for line in lines)
+
+
+def test_captions_name_only_what_was_run(tiny_folder: Path, text_file: Path) -> None:
+    sweep(tiny_folder, text_file, "--out", "all", "--quiet")
+    sweep(tiny_folder, text_file, "--out", "drops", "--quiet", "--interventions", "drop")
+    whole, part = (Path(run, "report.html").read_text() for run in ("all", "drops"))
+    for caption in (
+        "Dropping a block, and swapping it with the next,",
+        "on one axis for whole blocks and for their parts",
+    ):
+        assert caption in whole
+        assert caption not in part
+    assert "Dropping a block, against the whole model" in part

@@ -10,6 +10,16 @@ from lesion.report.palette import DOMAIN_MARKERS, MARKERS
 from lesion.report.sections.layers.rows import INTERVENTIONS, Rows, floats
 
 BLOCKS, PARTS = ("drop", "swap"), ("drop_attn", "drop_mlp")
+DEEDS = {
+    "drop": "Dropping a block",
+    "swap": "Swapping a block with the next",
+    "drop_attn": "Dropping the attention of a block",
+    "drop_mlp": "Dropping the MLP of a block",
+}
+BOTH = {
+    BLOCKS: "Dropping a block, and swapping it with the next",
+    PARTS: "Dropping the attention or the MLP of a block",
+}
 LABELS = {"drop": "drop", "swap": "swap with next", "drop_attn": "drop attention", "drop_mlp": "drop MLP"}
 
 
@@ -19,18 +29,24 @@ def figures(rows: Rows, by_domain: pd.DataFrame | None) -> Iterator[FigureSpec]:
     parts = [name for name in PARTS if not rows.of(name).empty]
     quantities = "KL divergence, agreement of the top-1 prediction, and change in entropy."
     if blocks:
-        text = f"Dropping a block, and swapping it with the next, against the whole model: {quantities}"
+        text = f"{_deed(blocks, BLOCKS)}, against the whole model: {quantities}"
         yield _figure(rows, "layers_blocks", "Effect of dropping and swapping blocks", text, _three(rows, blocks))
     if parts:
-        text = f"Dropping the attention or the MLP of a block, against the whole model: {quantities}"
+        text = f"{_deed(parts, PARTS)}, against the whole model: {quantities}"
         yield _figure(rows, "layers_parts", "Effect of dropping attention and MLPs", text, _three(rows, parts))
     if rows.has_loss:
         halves = ((blocks, "whole blocks"), (parts, "parts of blocks"))
         panels = tuple(_loss(rows, names, note) for names, note in halves if names)
-        text = f"Change in loss per {rows.noun}, on one axis for whole blocks and for their parts."
+        shared = ", on one axis for whole blocks and for their parts" if blocks and parts else ""
+        text = f"Change in loss per {rows.noun}{shared}."
         yield _figure(rows, "layers_loss", "Change in loss", text, panels, shared_y=True)
     if by_domain is not None:
         yield _domains(rows, by_domain)
+
+
+def _deed(found: Sequence[str], both: tuple[str, str]) -> str:
+    """What a figure shows, naming only what the run holds."""
+    return BOTH[both] if tuple(found) == both else DEEDS[found[0]]
 
 
 def _figure(
