@@ -1,5 +1,7 @@
 """The look at the user's own model: what it lets pass, and what it must not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -35,3 +37,22 @@ def test_logits_that_are_not_finite_are_not_taken_for_a_wrong_anatomy() -> None:
         network.lm_head.weight.mul_(1e38)
     with pytest.raises(NonFiniteError, match="not finite"):
         verify(dissect(network), batch)
+
+
+def test_a_site_that_is_not_where_the_anatomy_says() -> None:
+    """A norm, or attention itself, taken for what the MLP adds."""
+    anatomy, batch = dissect(tiny_model("gpt2")), Documents(token_documents(97, [40])).batch([0])
+    verify(anatomy, batch)
+    for wrong in ("ln_2", "attn.c_proj"):
+        with pytest.raises(ModelError, match="misses resid_post"):
+            verify(replace(anatomy, family=replace(anatomy.family, mlp_out=wrong)), batch)
+
+
+def test_a_head_that_looks_beyond_its_position() -> None:
+    """A tail that depends on the length of the sequence cannot be run in chunks."""
+    model, batch = tiny_model("gpt2"), Documents(token_documents(97, [40])).batch([0])
+    handle = model.lm_head.register_forward_hook(lambda module, arguments, output: output * output.shape[1])
+    with pytest.raises(ModelError, match="miss the model's own logits"):
+        verify(dissect(model), batch)
+    handle.remove()
+    verify(dissect(model), batch)

@@ -127,11 +127,7 @@ def layers(
     Raises:
         LesionError: anything that a user can mend, in one line.
     """
-    unknown = [name for name in interventions if name not in INTERVENTIONS]
-    if unknown or not interventions or len(set(interventions)) != len(interventions):
-        raise InputError(
-            f"--interventions {','.join(interventions)!r}: give one or more, each once, of {', '.join(INTERVENTIONS)}"
-        )
+    _check(interventions)
     base = [parse(edit) for edit in edits]
     opened = open_model(model, tokenizer=tokenizer, device=device, dtype=dtype, allow_pickle=allow_pickle)
     asked = ask(opened.anatomy.n_layers, interventions, layers, base)
@@ -162,6 +158,15 @@ def layers(
             notes=left_out(documents),
             folder=folder,
             progress=progress,
+        )
+
+
+def _check(interventions: Sequence[str]) -> None:
+    """Before the model is loaded, which may take minutes."""
+    unknown = [name for name in interventions if name not in INTERVENTIONS]
+    if unknown or not interventions or len(set(interventions)) != len(interventions):
+        raise InputError(
+            f"--interventions {','.join(interventions)!r}: give one or more, each once, of {', '.join(INTERVENTIONS)}"
         )
 
 
