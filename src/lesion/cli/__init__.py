@@ -1,0 +1,43 @@
+"""The command line: a thin shell over the studies. torch is imported only once a model is needed."""
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from lesion.cli.interrupts import INTERRUPTS
+from lesion.cli.pages import report
+from lesion.cli.sweeps import demo, layers
+
+app = typer.Typer(
+    name="lesion",
+    help="Find out what the parts of a transformer do, by taking them away.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (layers, demo, report):
+    app.command()(command)
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"lesion {metadata.version('lesion')}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Find out what the parts of a transformer do, by taking them away."""
+
+
+def main() -> None:
+    """Entry point of the `lesion` command. Being terminated ends a run as an interrupt does."""
+    INTERRUPTS.install()
+    app()
