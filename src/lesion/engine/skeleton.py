@@ -17,7 +17,7 @@ from lesion.anatomy import Anatomy
 from lesion.data import Batch
 from lesion.errors import ModelError
 from lesion.interventions.hooks import forwards_replaced
-from lesion.interventions.intervention import split_hidden
+from lesion.interventions.intervention import passed_on, split_hidden
 
 
 class _Captured(Exception):
@@ -26,37 +26,46 @@ class _Captured(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """What a block was called with besides the hidden state, for a batch of `batch_size` sequences."""
+    """What a block was called with besides the hidden state, for a batch of `batch_size` sequences.
+
+    Attributes:
+        n_heads: of the model; ALiBi is handed on with a row for each head of each sequence.
+    """
 
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     batch_size: int
+    n_heads: int
 
     def grown(self, copies: int) -> "Call":
         """The same call for `copies` of the batch stacked on each other.
 
-        Tensors that hold a row for each sequence are repeated; those that hold one row for all (also as a stride of
-        0) are left to broadcasting.
+        Tensors that hold a row for each sequence (or for each head of each sequence) are repeated; those that hold
+        one row for all (also as a stride of 0) are left to broadcasting.
+
+        Raises:
+            ModelError: a tensor of another shape, of which nobody can know how it is stacked.
         """
         if copies == 1:
             return self
-        return Call(
-            _grown(self.arguments, self.batch_size, copies),
-            _grown(self.keywords, self.batch_size, copies),
-            self.batch_size * copies,
+        arguments, keywords = self._grown(self.arguments, copies), self._grown(self.keywords, copies)
+        return Call(arguments, keywords, self.batch_size * copies, self.n_heads)
+
+    def _grown(self, value: Any, copies: int) -> Any:
+        if isinstance(value, dict):
+            return {key: self._grown(item, copies) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(self._grown(item, copies) for item in value)
+        if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[0] == 1:
+            return value
+        if value.shape[0] == self.batch_size and value.stride(0) == 0:
+            return value[:1]
+        if value.shape[0] == self.batch_size or (value.ndim == 3 and value.shape[0] == self.batch_size * self.n_heads):
+            return value.repeat(copies, *(1 for _ in value.shape[1:]))
+        raise ModelError(
+            f"a block is called with a tensor of shape {tuple(value.shape)} for {self.batch_size} sequences; "
+            "lanes cannot be stacked on it"
         )
-
-
-def _grown(value: Any, batch_size: int, copies: int) -> Any:
-    if isinstance(value, dict):
-        return {key: _grown(item, batch_size, copies) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_grown(item, batch_size, copies) for item in value)
-    if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[0] != batch_size or batch_size == 1:
-        return value
-    if value.stride(0) == 0:
-        return value[:1]
-    return value.repeat(copies, *(1 for _ in value.shape[1:]))
 
 
 class Skeleton:
@@ -77,17 +86,17 @@ class Skeleton:
         streams: list[Tensor] = []
 
         def forward_of(layer: int) -> Any:
-            def forward(*arguments: Any, **keywords: Any) -> Tensor:
+            def forward(*arguments: Any, **keywords: Any) -> Any:
                 hidden, rest, keywords = split_hidden(arguments, keywords)
                 if len(calls) != layer or (streams and hidden is not streams[-1]):
                     raise ModelError(
                         f"the model changes the residual stream between block {layer - 1} and block {layer}"
                     )
-                calls.append(Call(rest, keywords, hidden.shape[0]))
+                calls.append(Call(rest, keywords, hidden.shape[0], self._anatomy.n_heads))
                 streams.append(hidden)
                 if layer == len(blocks) - 1:
                     raise _Captured
-                return hidden
+                return self._passed_on(hidden)
 
             return forward
 
@@ -102,11 +111,11 @@ class Skeleton:
         """Logits of positions of the last residual stream: final norm, projections, soft-cap and head."""
         blocks = self._anatomy.blocks
 
-        def pass_through(*arguments: Any, **keywords: Any) -> Tensor:
-            return split_hidden(arguments, keywords)[0]
+        def pass_through(*arguments: Any, **keywords: Any) -> Any:
+            return self._passed_on(split_hidden(arguments, keywords)[0])
 
         replacements: dict[Any, Any] = dict.fromkeys(blocks, pass_through)
-        replacements[blocks[-1]] = lambda *arguments, **keywords: chunk.unsqueeze(1)
+        replacements[blocks[-1]] = lambda *arguments, **keywords: self._passed_on(chunk.unsqueeze(1))
         with forwards_replaced(replacements):
             output = self._anatomy.model(**self._stand_in(), **self._options())
         logits: Tensor = output.logits
@@ -116,6 +125,9 @@ class Skeleton:
         """Logits of the model's own forward at every output of a batch, in the one way in which lesion calls models."""
         logits: Tensor = self._anatomy.model(**batch.model_inputs(), **self._options()).logits
         return logits.flatten(0, -2)
+
+    def _passed_on(self, hidden: Tensor) -> Any:
+        return passed_on(hidden, self._anatomy.family.returns_tuple)
 
     def _stand_in(self) -> dict[str, Tensor]:
         """The smallest input, for a forward whose blocks do not look at it."""

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lesion.anatomy import SITES
 from lesion.anatomy.anatomy import Anatomy
 from lesion.data import Batch
 from lesion.engine.lanes import Walk, lay_out
@@ -46,7 +45,7 @@ def verify(anatomy: Anatomy, batch: Batch) -> None:
     skeleton = Skeleton(anatomy)
     whole = skeleton.whole(batch)[batch.keep.flatten()]
     stream, calls = skeleton.enter(batch)
-    hooks = [watch(layer, site) for layer in range(anatomy.n_layers) for site in SITES]
+    hooks = [watch(layer, site) for layer in range(anatomy.n_layers) for site in anatomy.sites]
     with hooked(hooks):
         walk = Walk(anatomy, lay_out([], anatomy.n_layers), stack_tokens=1, on_broken=lambda index, step: None)
         stream = walk.run(stream, calls, [])[0]

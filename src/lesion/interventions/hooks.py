@@ -54,11 +54,15 @@ def _register(hook: Hook, index: int, fired: list[int]) -> Any:
             return (hook.operator(arguments[0]), *arguments[1:]), keywords
         return arguments, {**keywords, "hidden_states": hook.operator(keywords["hidden_states"])}
 
+    def operate(tensor: Tensor) -> Tensor:
+        changed = hook.operator(tensor)
+        return changed.clone() if hook.side == "overwritten" else changed  # what the operator saw stays as it was
+
     def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         fired[index] += 1
         if isinstance(output, tuple):
-            return (hook.operator(output[0]), *output[1:])
-        return hook.operator(output)
+            return (operate(output[0]), *output[1:])
+        return operate(output)
 
     if hook.side == "input":
         return hook.module.register_forward_pre_hook(before, with_kwargs=True)

@@ -90,7 +90,7 @@ def _reordered(anatomy: Anatomy, order: Order) -> dict[nn.Module, Callable[..., 
     if order == tuple(range(anatomy.n_layers)):
         return {}
     originals = [block.forward for block in anatomy.blocks]
-    state = _Reordering(order, originals)
+    state = _Reordering(order, originals, anatomy.family.returns_tuple)
 
     def forward_of(step: int) -> Callable[..., Any]:
         return lambda *arguments, **keywords: state.reach(step, arguments, keywords)
@@ -101,8 +101,8 @@ def _reordered(anatomy: Anatomy, order: Order) -> dict[nn.Module, Callable[..., 
 class _Reordering:
     """The part of an order that has run, and the arguments of the blocks that the model has come to."""
 
-    def __init__(self, order: Order, originals: Sequence[Callable[..., Any]]) -> None:
-        self._order, self._originals = order, originals
+    def __init__(self, order: Order, originals: Sequence[Callable[..., Any]], returns_tuple: bool) -> None:
+        self._order, self._originals, self._returns_tuple = order, originals, returns_tuple
         self._next = 0
         self._arguments: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
@@ -112,7 +112,7 @@ class _Reordering:
             self._refuse_cache(keywords)
         hidden, rest, keywords = split_hidden(arguments, keywords)
         self._arguments[step] = (rest, keywords)
-        output: Any = hidden
+        output = passed_on(hidden, self._returns_tuple)
         while self._next <= step:
             block = self._order[self._next]
             if block is not None and block not in self._arguments:
@@ -138,6 +138,11 @@ def split_hidden(
         return arguments[0], arguments[1:], keywords
     rest = dict(keywords)
     return rest.pop("hidden_states"), (), rest
+
+
+def passed_on(hidden: Tensor, returns_tuple: bool) -> Any:
+    """A hidden state as a block would return it that let it pass: alone, or in a tuple without attention weights."""
+    return (hidden, None) if returns_tuple else hidden
 
 
 def hidden_of(output: Any) -> Tensor:

@@ -13,6 +13,7 @@ FAMILY = Family(
     mlp_post="mlp.c_proj",
     mlp_out="mlp.c_proj",
     unembed="lm_head",
+    qkv="attn.c_attn",
     positions="transformer.wpe",
     refuse=lambda config: "it has cross-attention" if config.add_cross_attention else None,
     tiny={"gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": 97, "n_inner": 80}},

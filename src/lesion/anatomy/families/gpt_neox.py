@@ -22,6 +22,7 @@ FAMILY = Family(
     mlp_post="mlp.dense_4h_to_h",
     mlp_out="mlp.dense_4h_to_h",
     unembed="lm_head",
+    qkv="attention.query_key_value",
     parallel=lambda config: config.use_parallel_residual,
     tiny={"gpt_neox": _SIZES, "gpt_neox-sequential": {**_SIZES, "use_parallel_residual": False}},
 )

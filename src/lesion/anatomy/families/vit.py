@@ -1,6 +1,16 @@
 """ViT with its classifier: pre-norm blocks over patches; the class token, at position 0, carries the prediction."""
 
-from lesion.anatomy.family import Family
+from lesion.anatomy.family import Config, Family
+
+
+def refuse(config: Config) -> str | None:
+    """Image models that predict no class, or whose pictures are not squares."""
+    if not config.num_labels:
+        return "it has no classes"
+    if not isinstance(config.image_size, int):
+        return f"its pictures are not squares of one size (image_size is {config.image_size})"
+    return None
+
 
 FAMILY = Family(
     model_type="vit",
@@ -16,7 +26,7 @@ FAMILY = Family(
     query="attention.q_proj",
     key="attention.k_proj",
     positions="vit.embeddings.position_embeddings",
-    refuse=lambda config: "it has no classes" if not config.num_labels else None,
+    refuse=refuse,
     tiny={
         "vit": {
             "hidden_size": 32,
