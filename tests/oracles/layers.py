@@ -38,18 +38,33 @@ CLEAN = ("loss_clean_nats", "top1_clean", "entropy_clean_bits")
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps its blocks, and in a block the two projections that write to the residual stream."""
+    """Where a family keeps its blocks, and in a block what has to be zero for attention or MLP to write nothing.
+
+    Attributes:
+        attention_out: The last projection of attention; a norm behind it makes zeros of zeros.
+        mlp_out: The same of the MLP, or all its experts.
+        in_tuple: Whether blocks return the hidden state in a tuple.
+    """
 
     blocks: Callable[[PreTrainedModel], nn.ModuleList]
     attention_out: str
     mlp_out: str
+    in_tuple: bool = False
+
+
+_LLAMA = Family(lambda m: m.model.layers, "self_attn.o_proj", "mlp.down_proj")
+_EXPERTS = Family(lambda m: m.model.layers, "self_attn.o_proj", "mlp.experts")
+_TUPLES = Family(lambda m: m.transformer.h, "self_attention.dense", "mlp.dense_4h_to_h", in_tuple=True)
 
 
 FAMILIES = {
     "gpt2": Family(lambda m: m.transformer.h, "attn.c_proj", "mlp.c_proj"),
     "gpt_neox": Family(lambda m: m.gpt_neox.layers, "attention.dense", "mlp.dense_4h_to_h"),
-    "llama": Family(lambda m: m.model.layers, "self_attn.o_proj", "mlp.down_proj"),
-    "mistral": Family(lambda m: m.model.layers, "self_attn.o_proj", "mlp.down_proj"),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA),
+    **dict.fromkeys(("mixtral", "qwen3_moe"), _EXPERTS),
+    **dict.fromkeys(("bloom", "falcon"), _TUPLES),
+    "gptj": Family(lambda m: m.transformer.h, "attn.out_proj", "mlp.fc_out", in_tuple=True),
+    "phi": Family(lambda m: m.model.layers, "self_attn.dense", "mlp.fc2"),
     "opt": Family(lambda m: m.model.decoder.layers, "self_attn.out_proj", "fc2"),
     "bert": Family(lambda m: m.bert.encoder.layer, "attention.output.dense", "output.dense"),
     "roberta": Family(lambda m: m.roberta.encoder.layer, "attention.output.dense", "output.dense"),
@@ -72,16 +87,29 @@ def _pass_through(_block: nn.Module, hidden_states: Tensor, *_args: object, **_k
     return hidden_states
 
 
+def _pass_through_in_tuple(_block: nn.Module, hidden_states: Tensor, *_args: object, **_kwargs: object) -> object:
+    return hidden_states, None
+
+
+def swap_layer_types(model: PreTrainedModel, layer: int) -> None:
+    """Where each layer has its own kind of mask, it goes with the block."""
+    types_of = getattr(model.config, "layer_types", None)
+    if types_of is not None:
+        model.config.layer_types = [*types_of[:layer], types_of[layer + 1], types_of[layer], *types_of[layer + 2 :]]
+
+
 def edited_copy(model: PreTrainedModel, intervention: str, layer: int) -> PreTrainedModel:
     """Return a deep copy of `model` with one intervention made at one layer."""
     family = family_of(model)
     edited = copy.deepcopy(model)
     blocks = family.blocks(edited)
     if intervention == "drop":
-        blocks[layer].forward = types.MethodType(_pass_through, blocks[layer])
+        passing = _pass_through_in_tuple if family.in_tuple else _pass_through
+        blocks[layer].forward = types.MethodType(passing, blocks[layer])
     elif intervention == "swap":
         first, second = blocks[layer], blocks[layer + 1]
         blocks[layer], blocks[layer + 1] = second, first
+        swap_layer_types(edited, layer)
     elif intervention in ("drop_attn", "drop_mlp"):
         name = family.attention_out if intervention == "drop_attn" else family.mlp_out
         for parameter in blocks[layer].get_submodule(name).parameters():

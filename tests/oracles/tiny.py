@@ -15,18 +15,40 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     RobertaConfig,
     RobertaForMaskedLM,
 )
@@ -41,6 +63,11 @@ BOS, PAD, EOS, MASK, FIRST_WORD = 0, 1, 2, 4, 5
 SPECIAL = {"bos_token_id": BOS, "pad_token_id": PAD, "eos_token_id": EOS}
 COMMON = SPECIAL | {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS, "hidden_size": 32}
 HEADS = {"num_hidden_layers": 4, "num_attention_heads": 4}
+WINDOWS = {
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+}
+"""Layers of two kinds; the first two are of one, so that equal weights make them equal blocks."""
 GATED = COMMON | HEADS | {"intermediate_size": 88, "num_key_value_heads": 2}
 WIDE = COMMON | HEADS | {"intermediate_size": 128}
 
@@ -60,14 +87,16 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
                 is_norm_weight = kind == "weight" and "norm" in (name + type(module).__name__).lower()
                 parameter.data = float(is_norm_weight) + 0.3 * noise
             else:
-                d_in = parameter.shape[0] if type(module).__name__ == "Conv1D" else parameter.shape[1]
+                d_in = parameter.shape[0] if type(module).__name__ == "Conv1D" else parameter.shape[-1]
                 parameter.data = noise * (1.5 / math.sqrt(d_in))
     model.tie_weights()
 
 
-def _build(model_class: type[PreTrainedModel], config: Callable[[], PreTrainedConfig], seed: int) -> PreTrainedModel:
+def _build(
+    model_class: type[PreTrainedModel], config: Callable[[], PreTrainedConfig], seed: int, attention: str = "sdpa"
+) -> PreTrainedModel:
     with torch.random.fork_rng():
-        model = model_class._from_config(config(), attn_implementation="sdpa", dtype=torch.float32)
+        model = model_class._from_config(config(), attn_implementation=attention, dtype=torch.float32)
     _randomise(model, torch.Generator().manual_seed(seed))
     return model.eval()
 
@@ -103,6 +132,52 @@ def _roberta() -> PreTrainedConfig:
     return RobertaConfig(**WIDE | {"max_position_embeddings": POSITIONS + PAD + 1, "type_vocab_size": 1})
 
 
+def _phi() -> PreTrainedConfig:
+    return PhiConfig(**WIDE, qk_layernorm=True)
+
+
+def _qwen2() -> PreTrainedConfig:
+    return Qwen2Config(**GATED, **WINDOWS, use_sliding_window=True)
+
+
+def _qwen3() -> PreTrainedConfig:
+    return Qwen3Config(**GATED, **WINDOWS, use_sliding_window=True, head_dim=16)
+
+
+def _gemma() -> PreTrainedConfig:
+    return GemmaConfig(**GATED, head_dim=16)
+
+
+def _gemma2() -> PreTrainedConfig:
+    caps = {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0}
+    return Gemma2Config(**GATED, **WINDOWS, **caps, head_dim=16, query_pre_attn_scalar=24)
+
+
+def _gemma3() -> PreTrainedConfig:
+    return Gemma3TextConfig(**GATED, **WINDOWS, head_dim=16, query_pre_attn_scalar=24)
+
+
+def _bloom() -> PreTrainedConfig:
+    return BloomConfig(**SPECIAL, vocab_size=VOCABULARY, hidden_size=32, n_layer=4, n_head=4)
+
+
+def _gptj() -> PreTrainedConfig:
+    sizes = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": POSITIONS, "rotary_dim": 4}
+    return GPTJConfig(**SPECIAL, vocab_size=VOCABULARY, **sizes)
+
+
+def _falcon(**kind: object) -> PreTrainedConfig:
+    return FalconConfig(**COMMON | HEADS | {"ffn_hidden_size": 88}, **kind)
+
+
+def _mixtral() -> PreTrainedConfig:
+    return MixtralConfig(**GATED, num_local_experts=4, num_experts_per_tok=2)
+
+
+def _qwen3_moe() -> PreTrainedConfig:
+    return Qwen3MoeConfig(**GATED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48)
+
+
 TINY: dict[str, Callable[[int], PreTrainedModel]] = {
     "gpt2": partial(_build, GPT2LMHeadModel, _gpt2),
     "gpt_neox": partial(_build, GPTNeoXForCausalLM, partial(_gpt_neox, parallel=True)),
@@ -113,8 +188,26 @@ TINY: dict[str, Callable[[int], PreTrainedModel]] = {
     "opt_350m": partial(_build, OPTForCausalLM, partial(_opt, norm_before=False, projection=16)),
     "bert": partial(_build, BertForMaskedLM, _bert),
     "roberta": partial(_build, RobertaForMaskedLM, _roberta),
+    "phi": partial(_build, PhiForCausalLM, _phi),
+    "qwen2": partial(_build, Qwen2ForCausalLM, _qwen2),
+    "qwen3": partial(_build, Qwen3ForCausalLM, _qwen3),
+    "qwen3_moe": partial(_build, Qwen3MoeForCausalLM, _qwen3_moe),
+    "gemma": partial(_build, GemmaForCausalLM, _gemma),
+    "gemma2": partial(_build, Gemma2ForCausalLM, _gemma2, attention="eager"),
+    "gemma3": partial(_build, Gemma3ForCausalLM, _gemma3),
+    "bloom": partial(_build, BloomForCausalLM, _bloom, attention="eager"),
+    "gptj": partial(_build, GPTJForCausalLM, _gptj, attention="eager"),
+    "falcon_7b": partial(_build, FalconForCausalLM, _falcon),
+    "falcon_40b": partial(_build, FalconForCausalLM, partial(_falcon, new_decoder_architecture=True, num_kv_heads=2)),
+    "falcon_rw": partial(
+        _build, FalconForCausalLM, partial(_falcon, alibi=True, parallel_attn=False, multi_query=False, bias=True)
+    ),
+    "mixtral": partial(_build, MixtralForCausalLM, _mixtral),
 }
-"""`TINY[name](seed)`: the same model for the same seed, in eval mode, float32, sdpa attention."""
+"""`TINY[name](seed)`: the same model for the same seed, in eval mode, float32; `EAGER` ones with eager attention."""
+
+EAGER = frozenset({"gemma2", "bloom", "gptj"})
+"""Gemma 2's soft-cap is lost elsewhere; the others know nothing else."""
 
 MASKED = frozenset({"bert", "roberta"})
 """Names in TINY whose objective is masked; the others are causal."""
