@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from lesion.anatomy import Anatomy, dissect
 from lesion.data import Batch
-from lesion.engine import METRICS, Call, Lane, Plan, Skeleton, Walk, lay_out, make_plan, sweep
+from lesion.engine import METRICS, Bench, Call, Lane, Plan, Skeleton, Walk, lay_out, make_plan, sweep
 from lesion.interventions import KINDS
 
 TARGETS = {"speedup": 1.8, "overhead": 1.03, "memory": 1.3}
@@ -109,7 +109,7 @@ def lesion_drop_sweep(model: PreTrainedModel, batches: Sequence[Tensor]) -> dict
     """The same numbers as `obvious_drop_sweep`, by the engine."""
     anatomy, data = dissect(model), IdsData(torch.cat(list(batches)))
     lanes, plan = drop_plan(anatomy, data, len(batches[0]))
-    means = sweep(anatomy, data, lanes, plan).means[0].result().mean
+    means = sweep(Bench(anatomy, data, lanes, plan)).means[0].result().mean
     names = ("loss_nats", "kl_nats", "agreement", "top1", "entropy_bits")
     return {name: [float(value) for value in means[1:, METRICS.index(name)]] for name in names}
 

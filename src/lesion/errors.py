@@ -31,3 +31,9 @@ class NonFiniteError(LesionError):
     """Activations or losses that are not finite; names the block and the lane."""
 
     exit_code = 3
+
+
+class MemoryShortError(LesionError):
+    """Memory ran out, also with the smallest pieces of work."""
+
+    exit_code = 3

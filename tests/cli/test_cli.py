@@ -147,13 +147,13 @@ def test_the_report_can_be_written_again(tiny_folder: Path, text_file: Path, tmp
 
 
 def test_an_interrupt_says_how_to_go_on(tiny_folder: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lesion.engine.sweep import _Runner
+    from lesion.engine.runners import MemoryRunner
 
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Runner, "run", interrupt)
+        patch.setattr(MemoryRunner, "run", interrupt)
         stopped = sweep(tiny_folder, text_file, "--out", "run")
     assert (stopped.exit_code, stopped.stderr.strip()) == (
         130,

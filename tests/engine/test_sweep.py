@@ -8,7 +8,7 @@ import torch
 
 from lesion.anatomy import Anatomy, dissect
 from lesion.data import Batch
-from lesion.engine import METRICS, Plan, Skeleton, SweepState, Walk, lay_out, make_plan, sweep
+from lesion.engine import METRICS, Bench, Plan, Skeleton, SweepState, Walk, lay_out, make_plan, sweep
 from lesion.errors import InterventionError, ModelError, NonFiniteError
 from lesion.interventions import ActivationEdit, Intervention, combine, drop, drop_attn, drop_mlp, swap
 from lesion.results import ShardStore
@@ -39,7 +39,7 @@ def plan_with(**changes: object) -> Plan:
 
 
 def run(anatomy: Anatomy, data: Documents, plan: Plan, **options: object) -> SweepState:
-    return sweep(anatomy, data, lay_out(INTERVENTIONS, 3), plan, **options)  # type: ignore[arg-type]
+    return sweep(Bench(anatomy, data, lay_out(INTERVENTIONS, 3), plan), **options)  # type: ignore[arg-type]
 
 
 def assert_same(a: SweepState, b: SweepState, tolerance: float = 0.0) -> None:
@@ -93,9 +93,9 @@ def test_a_base_edit_is_under_every_lane(anatomy: Anatomy, data: Documents) -> N
     """The clean lane of an edited sweep is the edited model: its loss is that of the intervention alone."""
     plan = plan_with(groups=[[1]])
     loss, kl = METRICS.index("loss_nats"), METRICS.index("kl_nats")
-    alone = sweep(anatomy, data, lay_out([drop_attn(1)], 3), plan).means[0].result().mean
-    under = sweep(anatomy, data, lay_out([drop(0)], 3, base=drop_attn(1)), plan).means[0].result().mean
-    both = sweep(anatomy, data, lay_out([combine([drop_attn(1), drop(0)])], 3), plan).means[0].result().mean
+    alone = sweep(Bench(anatomy, data, lay_out([drop_attn(1)], 3), plan)).means[0].result().mean
+    under = sweep(Bench(anatomy, data, lay_out([drop(0)], 3, base=drop_attn(1)), plan)).means[0].result().mean
+    both = sweep(Bench(anatomy, data, lay_out([combine([drop_attn(1), drop(0)])], 3), plan)).means[0].result().mean
     assert under[0, loss] == pytest.approx(float(alone[1, loss]), rel=1e-6)
     assert under[1, loss] == pytest.approx(float(both[1, loss]), rel=1e-6)
     assert under[1, kl] != pytest.approx(float(both[1, kl]), rel=1e-3)  # against another clean model
@@ -131,12 +131,14 @@ def test_shards_that_are_done_are_not_run_again(anatomy: Anatomy, data: Document
 def test_a_lane_that_stops_being_finite_is_reported_and_poisoned(anatomy: Anatomy, data: Documents) -> None:
     overflow = Intervention("overflow", edits=(ActivationEdit(1, "mlp_out", lambda x: x / 0),))
     lanes = lay_out([drop(0), overflow, drop(2)], 3)
-    state = sweep(anatomy, data, lanes, plan_with(groups=[[1, 2, 3]]))
+    state = sweep(Bench(anatomy, data, lanes, plan_with(groups=[[1, 2, 3]])))
     assert {(incident.lane, incident.block) for incident in state.incidents} == {("overflow", 1)}
     mean = state.means[0].result().mean
     assert mean[2].isnan().all()
     assert not mean[[0, 1, 3]].isnan().any()
-    plain = sweep(anatomy, data, lay_out([drop(0), drop(2)], 3), plan_with(groups=[[1, 2]])).means[0].result().mean
+    plain = (
+        sweep(Bench(anatomy, data, lay_out([drop(0), drop(2)], 3), plan_with(groups=[[1, 2]]))).means[0].result().mean
+    )
     torch.testing.assert_close(mean[[0, 1, 3]], plain, rtol=1e-5, atol=1e-6)
 
 
@@ -172,15 +174,15 @@ def test_an_edit_that_changes_activations_and_nothing_else_is_an_error(anatomy: 
         "idle", edits=(ActivationEdit(1, "attn_out", undoing.change), ActivationEdit(1, "attn_out", undoing.back))
     )
     with pytest.raises(InterventionError, match=r"idle.*nothing came out differently"):
-        sweep(anatomy, data, lay_out([idle], 3), plan_with(groups=[[1]]))
-    assert sweep(anatomy, data, lay_out([undone], 3), plan_with(groups=[[1]])).moved == {1}
+        sweep(Bench(anatomy, data, lay_out([idle], 3), plan_with(groups=[[1]])))
+    assert sweep(Bench(anatomy, data, lay_out([undone], 3), plan_with(groups=[[1]]))).moved == {1}
 
 
 def test_a_component_that_adds_nothing_is_told_apart_from_a_fault(data: Documents) -> None:
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.layers[1].self_attn.o_proj.weight.zero_()
-    state = sweep(dissect(model), data, lay_out([drop_attn(1), drop_attn(0)], 3), plan_with(groups=[[1, 2]]))
+    state = sweep(Bench(dissect(model), data, lay_out([drop_attn(1), drop_attn(0)], 3), plan_with(groups=[[1, 2]])))
     assert (state.changed, state.moved) == ({2}, {2})
 
 

@@ -13,8 +13,8 @@ from scipy import special
 
 import lesion
 from lesion.anatomy import adopt
-from lesion.data import Batch, load_images, load_text
-from lesion.engine.sweep import _Runner
+from lesion.data import load_images, load_text
+from lesion.engine.runners import MemoryRunner
 from lesion.errors import InputError, InterventionError, RunFolderError
 from lesion.interventions import ActivationEdit, Intervention, drop
 from lesion.studies.layers import INTERVENTIONS, ask, measure
@@ -159,9 +159,9 @@ def test_an_interrupted_run_goes_on_to_the_same_tables(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "partial"
     assert len(list((tmp_path / "run" / "shards").glob("*.safetensors"))) >= 2
     assert not (tmp_path / "run" / "tables").exists() or not list((tmp_path / "run" / "tables").iterdir())
-    ran: list[Batch] = []
-    run_batch = _Runner.run
-    monkeypatch.setattr(_Runner, "run", lambda self, batch, state: (ran.append(batch), run_batch(self, batch, state)))
+    ran: list[list[int]] = []
+    run_batch = MemoryRunner._work
+    monkeypatch.setattr(MemoryRunner, "_work", lambda self, batch: (ran.append(batch), run_batch(self, batch))[1])
     resumed = lesion.layers(**setting, out=tmp_path / "run", resume=True)  # type: ignore[arg-type]
     pd.testing.assert_frame_equal(resumed.tables["layers"], whole.tables["layers"], check_exact=True)
     assert 0 < len(ran) <= 4  # of six: the first shards were not run again
@@ -270,8 +270,8 @@ def test_shards_of_another_version_are_not_merged(
     with pytest.raises(KeyboardInterrupt):
         lesion.layers(**setting, progress=stop)  # type: ignore[arg-type]
     monkeypatch.setattr("lesion.studies.layers.versions", lambda: {"torch": "1.0"})
-    ran: list[Batch] = []
-    run_batch = _Runner.run
-    monkeypatch.setattr(_Runner, "run", lambda self, batch, state: (ran.append(batch), run_batch(self, batch, state)))
+    ran: list[list[int]] = []
+    run_batch = MemoryRunner._work
+    monkeypatch.setattr(MemoryRunner, "_work", lambda self, batch: (ran.append(batch), run_batch(self, batch))[1])
     lesion.layers(**setting)  # type: ignore[arg-type]
     assert len(ran) == 6

@@ -1,21 +1,29 @@
 """How it runs: sweeps of lanes over batches, one pass over the blocks for all of them."""
 
+from lesion.engine.batch_work import Bench, Data
 from lesion.engine.lanes import Lane, Walk, lay_out
 from lesion.engine.memory import keep_pages
 from lesion.engine.plan import Plan, make_plan
+from lesion.engine.runners import MemoryRunner, StreamedRunner
 from lesion.engine.skeleton import Call, Skeleton
-from lesion.engine.sweep import METRICS, Data, Incident, Progress, SweepState, sweep
+from lesion.engine.state import METRICS, Incident, Progress, SweepState
+from lesion.engine.sweep import Executor, Here, sweep
 from lesion.engine.verify import telling_document, verify
 
 __all__ = [
     "METRICS",
+    "Bench",
     "Call",
     "Data",
+    "Executor",
+    "Here",
     "Incident",
     "Lane",
+    "MemoryRunner",
     "Plan",
     "Progress",
     "Skeleton",
+    "StreamedRunner",
     "SweepState",
     "Walk",
     "keep_pages",

@@ -58,6 +58,41 @@ def _fork(clean: Lane, order: Order, edits: dict[int, tuple[ActivationEdit, ...]
     return len(order)
 
 
+@dataclass(frozen=True)
+class Visit:
+    """One block at one step of a walk.
+
+    Attributes:
+        forks: lanes that leave the clean one here, before anything runs.
+        runs: lanes that run the block.
+    """
+
+    step: int
+    block: int
+    forks: tuple[int, ...]
+    runs: tuple[int, ...]
+
+
+def visits(lanes: Sequence[Lane], n_layers: int, group: Sequence[int]) -> list[Visit]:
+    """The walk of the clean lane and the lanes of `group`: their steps, and at each the blocks that run, ascending.
+
+    A lane lives from its fork on. A block that none of them runs at a step is not visited there.
+    """
+    found: list[Visit] = []
+    waiting = sorted(group, key=lambda index: lanes[index].fork)
+    for step in range(n_layers):
+        running: dict[int, list[int]] = {}
+        for index in [0, *sorted(group)]:
+            block = lanes[index].order[step]
+            if block is not None and (index == 0 or lanes[index].fork <= step):
+                running.setdefault(block, []).append(index)
+        for block in sorted(running):
+            forks = tuple(index for index in waiting if lanes[index].fork <= step)
+            waiting = waiting[len(forks) :]
+            found.append(Visit(step, block, forks, tuple(running[block])))
+    return found
+
+
 Streams = dict[int, Float[Tensor, "batch token d_model"]]
 """The residual stream of each lane that is alive, by the lane's index."""
 
@@ -87,32 +122,32 @@ class Walk:
             The stream after the last block of the clean lane and of each lane of the group.
         """
         streams: Streams = {0: stream}
-        for step in range(self.anatomy.n_layers):
-            streams |= {index: streams[0] for index in group if self.lanes[index].fork == step}
-            for block, indices in self._by_block(streams, step):
-                for stack in self._stacks(indices, stream.shape[0] * stream.shape[1]):
-                    self._advance(streams, stack, block, calls[block], step)
+        for visit in visits(self.lanes, self.anatomy.n_layers, group):
+            self.visit(streams, visit, calls[visit.block])
+        return self.ended(streams, group)
+
+    def visit(self, streams: Streams, visit: Visit, call: Call) -> None:
+        """Advances the lanes of one visit; visits come in the order that `visits` gives."""
+        for index in visit.forks:
+            streams[index] = streams[0]
+        first = streams[visit.runs[0]]
+        for stack in self._stacks(visit.runs, first.shape[0] * first.shape[1]):
+            self._advance(streams, stack, visit, call)
+
+    def ended(self, streams: Streams, group: Sequence[int]) -> Streams:
+        """The streams after the last visit; lanes that never differed have the clean one's."""
         return streams | {index: streams[0] for index in group if index not in streams}
 
-    def _by_block(self, streams: Streams, step: int) -> list[tuple[int, list[int]]]:
-        """The lanes alive, by the block that they run at this step; lanes that pass are left out."""
-        by_block: dict[int, list[int]] = {}
-        for index in sorted(streams):
-            block = self.lanes[index].order[step]
-            if block is not None:
-                by_block.setdefault(block, []).append(index)
-        return sorted(by_block.items())
-
-    def _stacks(self, indices: list[int], tokens: int) -> Iterator[list[int]]:
+    def _stacks(self, indices: Sequence[int], tokens: int) -> Iterator[Sequence[int]]:
         size = max(1, self.stack_tokens // tokens)
         for start in range(0, len(indices), size):
             yield indices[start : start + size]
 
-    def _advance(self, streams: Streams, stack: list[int], block: int, call: Call, step: int) -> None:
+    def _advance(self, streams: Streams, stack: Sequence[int], visit: Visit, call: Call) -> None:
         rows = torch.cat([streams[index] for index in stack]) if len(stack) > 1 else streams[stack[0]]
         grown = call.grown(len(stack))
-        module = self.anatomy.blocks[block]
-        hooks = self._hooks(stack, block)
+        module = self.anatomy.blocks[visit.block]
+        hooks = self._hooks(stack, visit.block)
         if hooks:
             with hooked(hooks):
                 output = hidden_of(module(rows, *grown.arguments, **grown.keywords))
@@ -122,9 +157,9 @@ class Walk:
         for index, part in zip(stack, output.chunk(len(stack)), strict=True):
             streams[index] = part
             if not whole and not torch.isfinite(part).all():
-                self.on_broken(index, step)
+                self.on_broken(index, visit.step)
 
-    def _hooks(self, stack: list[int], block: int) -> list[Hook]:
+    def _hooks(self, stack: Sequence[int], block: int) -> list[Hook]:
         return [
             Hook(*self.anatomy.site(block, edit.site), self._on_rows(edit, index, place, len(stack)), edit.label)
             for place, index in enumerate(stack)

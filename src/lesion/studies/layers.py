@@ -13,6 +13,7 @@ from lesion.anatomy import Anatomy, Model
 from lesion.data import ImageData, TextData
 from lesion.engine import (
     METRICS,
+    Bench,
     Data,
     Incident,
     Lane,
@@ -198,7 +199,7 @@ def measure(
     with in_eval_mode(anatomy.model):
         verify(anatomy, data.batch([telling_document(lengths)]).to(anatomy.device))
         store = folder.shard_store(_shard_key(plan, anatomy)) if folder else None
-        state = sweep(anatomy, data, lanes, plan, store=store, progress=progress)
+        state = sweep(Bench(anatomy, data, lanes, plan), store=store, progress=progress)
     tables = _tables(state, asked, data.domains, anatomy.n_layers)
     warnings = [*notes, *_warnings(state, lanes)]
     outcome = Outcome(tables, folder.path if folder else None, warnings, partial=bool(state.incidents))

@@ -1,0 +1,104 @@
+"""What a sweep has gathered: sums that merge, what was noted on the way, and how both are kept."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from lesion.results import ShardStore
+from lesion.statistics import ClusteredMean
+
+METRICS = (
+    "loss_nats",
+    "kl_nats",
+    "agreement",
+    "top1",
+    "entropy_bits",
+    "loss_change_nats",
+    "top1_change",
+    "entropy_change_bits",
+)
+"""What is accumulated of each lane; the clean lane (cell 0) is compared with itself. Changes are lane minus clean."""
+
+PAIRED = {"loss_change_nats": "loss_nats", "top1_change": "top1", "entropy_change_bits": "entropy_bits"}
+"""Metrics that are the change of another one."""
+
+Progress = Callable[[int, int], None]
+"""Told how far a sweep is: tokens of data done, and in all."""
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A lane whose numbers stopped being finite; all its results are NaN from then on."""
+
+    lane: str
+    block: int | None
+    documents: list[int]
+
+    def __str__(self) -> str:
+        place = "in its logits" if self.block is None else f"at block {self.block}"
+        return (
+            f"{self.lane}: not finite {place} (documents {self.documents[:3]}{' …' if len(self.documents) > 3 else ''})"
+        )
+
+
+@dataclass
+class SweepState:
+    """What has been gathered.
+
+    Attributes:
+        means: one accumulator a domain; cells are lanes.
+        changed: lanes whose edits have changed a tensor.
+        moved: lanes whose last residual stream was not the clean one's.
+        halved: how often a batch did not fit into memory and was run in halves.
+        failed: shards that could not be run, and why; nothing of them is in the means.
+    """
+
+    means: list[ClusteredMean]
+    changed: set[int] = field(default_factory=set)
+    moved: set[int] = field(default_factory=set)
+    incidents: list[Incident] = field(default_factory=list)
+    halved: int = 0
+    failed: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, n_lanes: int, n_domains: int) -> "SweepState":
+        return cls([ClusteredMean(n_lanes, len(METRICS)) for _ in range(n_domains)])
+
+    def merge(self, other: "SweepState") -> None:
+        for mine, theirs in zip(self.means, other.means, strict=True):
+            mine.merge(theirs)
+        self.changed |= other.changed
+        self.moved |= other.moved
+        self.incidents += other.incidents
+        self.halved += other.halved
+        self.failed |= other.failed
+
+
+def save_state(store: ShardStore, index: int, state: SweepState) -> None:
+    """Commits a shard's state."""
+    arrays = {
+        f"{domain}.{key}": value.numpy()
+        for domain, mean in enumerate(state.means)
+        for key, value in mean.state_dict().items()
+    }
+    info = {
+        "changed": sorted(state.changed),
+        "moved": sorted(state.moved),
+        "incidents": [[i.lane, i.block, i.documents] for i in state.incidents],
+        "halved": state.halved,
+    }
+    store.commit(index, arrays, info)
+
+
+def load_state(store: ShardStore, index: int, n_lanes: int, n_domains: int) -> SweepState | None:
+    """The state of a shard that was committed whole, or None."""
+    arrays, info = store.load(index), store.info(index)
+    if arrays is None or info is None:
+        return None
+    state = SweepState.empty(n_lanes, n_domains)
+    for domain, mean in enumerate(state.means):
+        mean.load_state_dict({key: torch.from_numpy(arrays[f"{domain}.{key}"].copy()) for key in mean.state_dict()})
+    state.changed, state.moved, state.halved = set(info["changed"]), set(info["moved"]), info["halved"]
+    state.incidents = [Incident(lane, block, documents) for lane, block, documents in info["incidents"]]
+    return state
