@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lesion.data import load_images
+from lesion.data.pictures import class_labels
 from lesion.errors import InputError
 
 
@@ -62,6 +63,58 @@ def test_folder_of_classes_and_folder_without(tmp_path):
     assert flat.batch([0]).targets.tolist() == [[-100]]
     assert flat.batch([0]).pixels.shape == (1, 1, 4, 4)
     assert flat.batch([0]).keep.tolist() == [[True]]
+
+
+ANIMALS = {0: "zebra", 1: "Great_white  shark, Carcharodon", 2: "crane", 3: "crane, bird"}
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["zebra"], {"zebra": 0}),
+        (["Zebra", "great white shark"], {"Zebra": 0, "great white shark": 1}),
+        (["carcharodon", "bird"], {"carcharodon": 1, "bird": 3}),
+    ],
+)
+def test_folders_are_matched_with_the_names_of_classes(names, labels):
+    assert class_labels(names, ANIMALS) == (labels, [])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["zebra", "ape", "bee"], "of 3 folders of images 1 are named .* no class is called 'ape', 'bee'; name each"),
+        (["crane", "zebra"], "not one class each: 'crane'"),
+        (["zebra", "ZEBRA"], "not one class each: 'zebra', 'ZEBRA'"),
+    ],
+)
+def test_folders_that_match_in_part_are_refused(names, message):
+    with pytest.raises(InputError, match=message):
+        class_labels(names, ANIMALS)
+
+
+def test_folders_that_match_nothing_are_numbered_and_that_is_said():
+    labels, (note,) = class_labels(["ape", "bee"], {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"})
+    assert labels == {"ape": 0, "bee": 1}
+    assert "in sorted order they are its classes (of 3): 'ape' = 0, 'bee' = 1; if they are not" in note
+    assert class_labels(["ape"], None)[0] == {"ape": 0}
+
+
+def test_labels_of_a_folder_are_those_of_the_model(tmp_path):
+    save(tmp_path / "zebra" / "1.png", (255, 0, 0))
+    save(tmp_path / "bird" / "2.png", (0, 255, 0))
+    (tmp_path / ".cache").mkdir()
+    data = load_images(str(tmp_path), size=4, channels=3, id2label=ANIMALS)
+    assert sorted(data.batch([0, 1]).targets.flatten().tolist()) == [0, 3]
+    assert (data.description["classes"], data.description["labels"]) == (["zebra", "bird"], [0, 3])
+    assert data.description["notes"] == []
+    by_order = load_images(str(tmp_path), size=4, channels=3)
+    assert by_order.description["classes"] == ["bird", "zebra"]
+    assert len(by_order.description["notes"]) == 1
+    assert by_order.fingerprint != data.fingerprint
+    save(tmp_path / "stray.png", (0, 0, 255))
+    with pytest.raises(InputError, match=r"holds 1 images and sub-folders of images \('bird', 'zebra'\)"):
+        load_images(str(tmp_path), size=4, channels=3)
 
 
 def test_sample_of_a_folder_is_fixed_by_the_seed(tmp_path):
@@ -156,8 +209,14 @@ def test_hub_pictures(monkeypatch):
     for column, message in (("#nothing", "no column 'nothing'; columns found: img, label, id"), ("#id", "holds int")):
         with pytest.raises(InputError, match=message):
             load_images(f"hf:org/set@test{column}", size=4, channels=3)
-    rows[:] = [{**row, "label": label} for row, label in zip(rows, (-1, 1), strict=False)]
-    assert load_images("hf:org/set@test", size=4, channels=3).batch([0, 1]).targets.tolist() == [[-100], [1]]
+    rows[:] = [{**row, "label": label} for row, label in zip(rows, (-1, 1, 0), strict=False)]
+    partly = load_images("hf:org/set@test", size=4, channels=3)
+    assert partly.batch([0, 1]).targets.tolist() == [[1], [0]]
+    assert partly.description["notes"] == ["1 of 3 images have no label and were left out"]
+    rows[:] = [{**row, "label": -1} for row in rows]
+    unlabelled = load_images("hf:org/set@test", size=4, channels=3)
+    assert unlabelled.batch([0, 1, 2]).targets.tolist() == [[-100]] * 3
+    assert unlabelled.description["notes"] == data.description["notes"] == []
     rows[:] = [{"id": 1}]
     with pytest.raises(InputError, match="no column of pictures; columns found: id"):
         load_images("hf:org/set@test", size=4, channels=3)

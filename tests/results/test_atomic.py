@@ -1,5 +1,8 @@
 """A file is either the old one or the whole new one, and nothing else is left."""
 
+import errno
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,24 @@ def test_digest_follows_content(tmp_path: Path) -> None:
     assert file_digest(target) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     target.write_bytes(b"abd")
     assert not file_digest(target).startswith("ba7816bf")
+
+
+@pytest.mark.parametrize(("number", "kept"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kept: bool
+) -> None:
+    """Some network file systems cannot sync a folder and say EINVAL; anything else is a fault of the disk."""
+    sync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    if kept:
+        atomic_write(tmp_path / "a.txt", lambda path: path.write_text("new"))
+        assert (tmp_path / "a.txt").read_text() == "new"
+    else:
+        with pytest.raises(RunFolderError, match="Input/output error"):
+            atomic_write(tmp_path / "a.txt", lambda path: path.write_text("new"))

@@ -1,9 +1,11 @@
 """Run folders: refused when foreign, locked while in use, resumed when the same, whole when complete."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -192,7 +194,7 @@ def test_second_process_is_refused_and_a_dead_one_is_forgotten(tmp_path: Path) -
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(RunFolderError, match=rf"in use by another run \(process {holder.pid}\)"):
+        with pytest.raises(RunFolderError, match=rf"in use by another run \(process {holder.pid} on "):
             opened(tmp_path, identity={"a": 1})
         holder.kill()
         holder.wait()
@@ -224,3 +226,98 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
                 run.write_table(name, TABLE)
         with pytest.raises(ValueError, match="not a text file"):
             run.write_text("run.json", "{}")
+
+
+def test_what_stands_behind_a_changed_fingerprint_is_shown(tmp_path: Path) -> None:
+    """Another model is refused by name, and with the lines of its configuration that differ."""
+    fields = {**FIELDS, "model": {"name": "base", "configuration": {"rope": {"theta": 1e4}, "layers": 2}}}
+    completed_as = {**IDENTITY, "model": "ab" * 32}
+    with opened(tmp_path, identity=completed_as, manifest=fields) as run:
+        run.finish("complete")
+    other = {**FIELDS, "model": {"name": "tuned", "configuration": {"rope": {"theta": 5e5}, "layers": 2}}}
+    with pytest.raises(RunFolderError) as caught:
+        opened(tmp_path, identity={**IDENTITY, "model": "cd" * 32}, manifest=other)
+    said = str(caught.value)
+    assert "belongs to another run of base (model: abababababab… → cdcdcdcdcdcd…; " in said
+    assert "configuration.rope.theta: 10000.0 → 500000.0)" in said
+    assert "configuration.layers" not in said
+    with opened(tmp_path, identity=completed_as, manifest=other) as run:  # described anew, and the same run
+        assert run.is_complete
+
+
+def test_shards_belong_to_a_run_and_not_only_to_a_plan(tmp_path: Path) -> None:
+    """Plans of two models on one text are equal; a shard that was copied from the other run must not be merged."""
+    for name, model in (("a", "f00d"), ("b", "beef")):
+        with opened(tmp_path / name, identity={**IDENTITY, "model": model}) as run:
+            run.shard_store("p").commit(0, {"a": np.ones(1)}, {})
+    home, other = (tmp_path / name / "shards" / "000000.safetensors" for name in "ab")
+    with opened(tmp_path / "a") as run:
+        assert run.shard_store("p").done() == {0}
+    home.write_bytes(other.read_bytes())
+    with opened(tmp_path / "a") as run:
+        assert run.shard_store("p").done() == set()
+
+
+def test_what_changed_while_it_ran_is_not_kept(tmp_path: Path) -> None:
+    changed: list[str] = []
+
+    def check() -> None:
+        if changed:
+            raise RunFolderError(changed[0])
+
+    def run_on() -> None:
+        with opened(tmp_path, check=check) as run:
+            store = run.shard_store("p")
+            store.commit(0, {"a": np.ones(1)}, {})
+            changed.append("weights")
+            with pytest.raises(RunFolderError, match="weights"):
+                store.commit(1, {"a": np.ones(1)}, {})
+            assert store.done() == {0}
+            run.finish("complete")
+
+    with pytest.raises(RunFolderError, match="weights"):
+        run_on()
+    assert RunView.open(tmp_path).manifest["status"] == "failed"
+    changed.clear()
+    with opened(tmp_path, check=check) as run:
+        assert run.shard_store("p").done() == {0}
+        run.finish("complete")
+        assert run.is_complete
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that the system says is mounted from elsewhere; it cannot be mounted in a test."""
+    mounts = [("/", "ext4"), (str(tmp_path / "far"), "NFS4"), (str(tmp_path / "far" / "near"), "ext4")]
+    monkeypatch.setattr(
+        "lesion.results.filesystem.psutil.disk_partitions",
+        lambda all: [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts],
+    )
+    (tmp_path / "far" / "near").mkdir(parents=True)
+    return tmp_path / "far"
+
+
+def test_a_lock_that_other_machines_may_not_see_is_said(mounted: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), opened(mounted / "run") as run:
+        run.finish("complete", warnings=["of the data"])
+    first, second = RunView.open(mounted / "run").manifest["warnings"]
+    assert "is on a nfs4 file system, where a lock may not be seen by other machines; run one" in first
+    assert second == "of the data"
+    assert first in caplog.text
+    assert first in (mounted / "run" / "log.txt").read_text()
+    (mounted / "run" / ".lock.holder").write_text("77 on elsewhere\n")
+    with opened(mounted / "run", overwrite=True) as run:
+        run.finish("complete")
+    assert "process 77 on elsewhere has not given" in RunView.open(mounted / "run").manifest["warnings"][0]
+    with opened(mounted / "near" / "run") as run:
+        run.finish("complete")
+    assert "warnings" not in RunView.open(mounted / "near" / "run").manifest
+
+
+def test_a_file_system_without_locks_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr("lesion.results.lock.FileLock.acquire", no_locks)
+    with pytest.raises(RunFolderError, match=r"cannot lock .*does not appear to support flock; pass another --out"):
+        opened(tmp_path)

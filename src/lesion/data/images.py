@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -120,30 +120,35 @@ def load_images(
     processor: ImageProcessor | None = None,
     n_images: int | None = None,
     seed: int = 0,
+    id2label: Mapping[int, str] | None = None,
 ) -> ImageData:
     """Finds images and checks that each can be decoded; they are decoded again when a batch is made.
 
     Args:
-        spec: `digits` (scikit-learn's, labels 0-9), a folder (images in it: no labels; its sub-folders: the classes,
-            sorted), or `hf:ID[:CONFIG][@SPLIT][#COLUMN]`; `name=` in front gives the domain a name.
+        spec: `digits` (scikit-learn's, labels 0-9), a folder (images in it: no labels; its sub-folders: the classes),
+            or `hf:ID[:CONFIG][@SPLIT][#COLUMN]`; `name=` in front gives the domain a name. Where some images have
+            labels and others have not, those without are left out, and a note says so.
         size: height and width that the model expects.
         channels: 1 (grey) or 3 (colour) that the model expects.
         processor: a `transformers` image processor; without one, bilinear resize to `size` and (x - 0.5) / 0.5.
         n_images: how many; None takes all.
         seed: of the order of a folder's images; digits and hub datasets keep theirs.
+        id2label: the names of the model's classes, which sub-folders are matched with (`pictures.class_labels`).
 
     Raises:
-        InputError: nothing there, no images, a corrupt one (named), or a processor that does not fit the model.
+        InputError: nothing there, no images, a corrupt one (named), folders of which only some are named after
+            classes, or a processor that does not fit the model.
     """
     if channels not in MODES or size < 1 or (n_images is not None and n_images < 1):
         raise InputError(f"images of {channels} channels and size {size}, {n_images} of them; channels must be 1 or 3")
     name, data = split_name(spec)
     if data == "digits":
-        pictures, classes = embedded_digits(n_images)
+        found = embedded_digits(n_images)
     elif data.startswith("hf:"):
-        pictures, classes = hub_pictures(data, n_images)
+        found = hub_pictures(data, n_images).labelled()
     else:
-        pictures, classes = folder_pictures(expanded(data), n_images, seed)
+        found = folder_pictures(expanded(data), n_images, seed, id2label)
+    pictures = found.pictures
     preparation = Preparation(size, channels, processor)
     digest = hashlib.sha256(json.dumps(preparation.describe(), sort_keys=True).encode())
     with ThreadPoolExecutor() as threads:
@@ -158,7 +163,9 @@ def load_images(
             "specs": [[name or _default_name(data), data]],
             "n_images": len(pictures),
             "n_labelled": sum(picture.label != NO_TARGET for picture in pictures),
-            "classes": classes,
+            "classes": [found.classes[label] for label in sorted(found.classes)],
+            "labels": sorted(found.classes),
+            "notes": found.notes,
             "seed": seed,
             **preparation.describe(),
         },

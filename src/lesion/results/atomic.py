@@ -1,5 +1,6 @@
 """One way to write a file: a temporary name beside it, fsync, rename, fsync of the folder."""
 
+import errno
 import hashlib
 import os
 import secrets
@@ -33,7 +34,7 @@ def atomic_write(path: Path, writer: Callable[[Path], None]) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync(path.parent)
+        _sync_folder(path.parent)
     except OSError as error:
         raise RunFolderError(
             f"cannot write {path}: {error.strerror or error}; free space or pass another --out"
@@ -61,3 +62,11 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    try:
+        _sync(path)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # what network file systems say that cannot sync a folder
+            raise

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+_DIGEST = re.compile(r'"[0-9a-f]{64}"')
+
 
 def canonical_json(value: object, *, indent: int | None = None) -> str:
     """JSON with sorted keys; numpy scalars become numbers and paths strings.
@@ -46,9 +48,11 @@ def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[st
 def run_name(study: str, model: str, arguments: Mapping[str, object]) -> str:
     """The folder name of a run: `<study>-<model>-<8 hex digits of the digest of its arguments>`.
 
-    The model's name is reduced to letters, digits, `.`, `_` and `-`, and to its last 60 characters.
+    The model's name is reduced to what is behind its last slash, to letters, digits, `.`, `_` and `-`, and to its last
+    60 characters: what tells models of one name apart must be among the arguments.
     """
-    plain = re.sub(r"[^A-Za-z0-9._]+", "-", model).strip("-.")[-60:].strip("-.")
+    last = re.split(r"[/\\]+", model.rstrip("/\\"))[-1]
+    plain = re.sub(r"[^A-Za-z0-9._]+", "-", last).strip("-.")[-60:].strip("-.")
     return f"{study}-{plain or 'model'}-{digest(arguments)[:8]}"
 
 
@@ -69,4 +73,6 @@ def _leaves(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _short(text: str) -> str:
+    if _DIGEST.fullmatch(text):
+        return f"{text[1:13]}…"
     return text if len(text) <= 60 else text[:57] + "…"

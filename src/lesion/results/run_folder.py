@@ -1,7 +1,8 @@
 """A run folder as the one process that fills it sees it: locked, resumable, committed file by file."""
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from lesion.results.shards import ShardStore
 __all__ = ["SCHEMA", "RunFolder", "Status"]
 
 Status = Literal["running", "complete", "partial", "failed"]
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -32,11 +34,14 @@ class RunFolder:
         manifest: what `run.json` holds now; change it with `update`.
     """
 
-    def __init__(self, path: Path, lock: FolderLock, manifest: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, lock: FolderLock, manifest: dict[str, Any], check: Callable[[], None] | None
+    ) -> None:
         """Use `RunFolder.open`."""
         self.path = path
         self.manifest = manifest
         self._lock = lock
+        self._check = check
 
     @classmethod
     def open(
@@ -46,6 +51,7 @@ class RunFolder:
         identity: Mapping[str, object],
         manifest: Mapping[str, object],
         overwrite: bool = False,
+        check: Callable[[], None] | None = None,
     ) -> "RunFolder":
         """Opens a new run folder, or the one of an earlier start of the same run.
 
@@ -54,6 +60,8 @@ class RunFolder:
             identity: everything that determines the numbers (study, arguments, fingerprints, version), as JSON.
             manifest: the other fields of `run.json`; a resumed run keeps those it has and takes these over them.
             overwrite: empties the folder of an earlier run first.
+            check: raises if what the run reads has changed under it; called before a shard is committed, and before
+                the run ends as complete.
 
         Raises:
             RunFolderError: the folder is a file, foreign, locked, read-only, damaged, or of another run.
@@ -63,7 +71,9 @@ class RunFolder:
         lock = FolderLock(folder)
         try:
             layout.sweep(folder)
-            return cls(folder, lock, _opened(folder, identity, manifest, overwrite))
+            run = cls(folder, lock, _opened(folder, identity, manifest, overwrite), check)
+            run._say(lock.notes)
+            return run
         except OSError as error:
             lock.release()
             raise RunFolderError(f"cannot use {folder}: {error.strerror or error}; pass another --out") from error
@@ -110,9 +120,14 @@ class RunFolder:
         write_bytes(self.path / name, text.encode("utf-8"))
 
     def shard_store(self, plan: str) -> ShardStore:
-        """The shards of `plan` (a digest), which is recorded; shards of any other plan count as missing."""
+        """The shards of `plan` (a digest), which is recorded.
+
+        Shards of any other plan count as missing, and so do those of a run with another identity: plans of two
+        models on the same text are equal.
+        """
         self.update(plan=plan)
-        return ShardStore(self.path / "shards", plan)
+        owner = canonical.digest({"identity": self.manifest["identity"], "plan": plan})
+        return ShardStore(self.path / "shards", owner, check=self._check)
 
     def update(self, **fields: object) -> None:
         """Sets fields of the manifest and commits it."""
@@ -120,9 +135,17 @@ class RunFolder:
         manifests.write(self.path / layout.MANIFEST, self.manifest)
 
     def finish(self, status: Status, **fields: object) -> None:
-        """Ends the run (`running` reopens it); the shards go once a run is complete."""
+        """Ends the run (`running` reopens it); the shards go once a run is complete.
+
+        `warnings` among the fields come behind those that the folder has of its own.
+        """
         if status not in manifests.STATUSES:
             raise ValueError(f"no such status: {status!r}; one of {', '.join(manifests.STATUSES)}")
+        if status == "complete" and self._check:
+            self._check()
+        if self._lock.notes:
+            given: Any = fields.get("warnings", [])
+            fields["warnings"] = list(dict.fromkeys([*self._lock.notes, *given]))
         finished = None if status == "running" else manifests.now()
         self.update(**{**fields, "status": status, "finished": finished})
         if status == "complete":
@@ -148,6 +171,11 @@ class RunFolder:
         finally:
             self.release()
 
+    def _say(self, notes: list[str]) -> None:
+        for note in notes:
+            logger.warning("%s", note)
+            self.log(note)
+
     def _record(self, kind: str, name: str, record: dict[str, Any]) -> None:
         self.update(**{kind: {**self.manifest[kind], name: record}})
 
@@ -163,7 +191,7 @@ def _opened(
         manifests.write(path, new)
         return new
     old = manifests.read(path)
-    _same_run(folder, old["identity"], new["identity"])
+    _same_run(folder, old, new)
     if old["status"] == "complete" and not files.damaged(folder, old):
         return old
     kept: dict[str, Any] = {key: old[key] for key in ("started", "plan", "tables", "arrays", "shards") if key in old}
@@ -173,9 +201,24 @@ def _opened(
     return resumed
 
 
-def _same_run(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    lines = canonical.differences(old, new)
+def _same_run(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    lines = canonical.differences(old["identity"], new["identity"])
     if lines:
+        lines += canonical.differences(_behind(old), _behind(new))
+        name = _field(old, "model", "name")
         raise RunFolderError(
-            f"{folder} belongs to another run ({'; '.join(lines)}); pass --overwrite to replace it, or another --out"
+            f"{folder} belongs to another run{f' of {name}' if name else ''} ({'; '.join(lines)}); "
+            "pass --overwrite to replace it, or another --out"
         )
+
+
+def _behind(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a changed fingerprint may come from; not part of the identity, because newer libraries describe it anew."""
+    fields = {"configuration": ("model", "configuration"), "tokenizer": ("data", "tokenizer_fingerprint")}
+    found = {key: _field(manifest, *path) for key, path in fields.items()}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _field(manifest: Mapping[str, Any], group: str, name: str) -> Any:
+    held = manifest.get(group)
+    return held.get(name) if isinstance(held, dict) else None

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,17 +26,25 @@ class ShardStore:
     A file that is damaged, or that belongs to another plan or index, counts as missing and is removed when met.
     """
 
-    def __init__(self, folder: Path, plan: str) -> None:
-        """Opens the folder for the shards of `plan`, the digest of the stored plan; the first commit makes it."""
+    def __init__(self, folder: Path, plan: str, *, check: Callable[[], None] | None = None) -> None:
+        """Opens the folder for the shards of `plan`, a digest of all that they depend on; the first commit makes it.
+
+        Args:
+            check: called before each commit; raises where the shard must not be kept.
+        """
         self.folder = folder
         self.plan = plan
+        self._check = check
 
     def commit(self, index: int, arrays: Mapping[str, np.ndarray], info: Mapping[str, object]) -> None:
         """Writes shard `index` in one step; the same index again replaces it (shards are pure).
 
         Raises:
             RunFolderError: the file system refuses; an earlier file of this index is then untouched.
+            Exception: what the store's `check` raises.
         """
+        if self._check:
+            self._check()
         contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         text = canonical_json(info)
         metadata = {

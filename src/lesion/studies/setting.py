@@ -1,6 +1,8 @@
 """What every study needs before it starts: the model, the data, and a folder for the run."""
 
-from collections.abc import Mapping, Sequence
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +12,9 @@ import pandas as pd
 from torch import nn
 
 from lesion.anatomy import Model, adopt, load
+from lesion.anatomy.files import fingerprint, weight_files
 from lesion.data import ImageData, TextData, load_images, load_text
-from lesion.errors import InputError, RunFolderError
+from lesion.errors import InputError, ModelError, RunFolderError
 from lesion.results import RunFolder, commit, run_name, versions
 
 DEFAULT_CONTEXT = 1024
@@ -71,12 +74,18 @@ def open_model(
     """A model by name, by folder, or one that is in memory already.
 
     Raises:
-        ModelError: it cannot be loaded or is not supported.
+        ModelError: it cannot be loaded or is not supported, or its weights are elsewhere (on the meta device).
         InputError: a model in memory without its tokenizer, where text is to be read.
     """
     if isinstance(model, Model):
         return model
     if isinstance(model, nn.Module):
+        away = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if away:
+            raise ModelError(
+                f"{len(away)} weights of the model in memory are on the meta device, {away[0]} first: edits of weights "
+                "that were offloaded would change nothing; give the model's folder instead"
+            )
         found = adopt(model, tokenizer)
         if tokenizer is None and found.anatomy.objective != "image":
             raise InputError("a model in memory needs tokenizer=… beside it to read text")
@@ -136,6 +145,7 @@ def _open_images(data: "str | Sequence[str]", model: Model, reading: Reading, se
         processor=model.image_processor,
         n_images=reading.tokens,
         seed=seed,
+        id2label=getattr(config, "id2label", None),
     )
 
 
@@ -175,8 +185,14 @@ class Study:
     seed: int
 
     def folder_name(self) -> str:
-        """Name for a run without `--out`: the same arguments give the same name, so that a run resumes."""
-        return run_name(self.name, self.model.name, {**self.arguments, "dtype": self.dtype})
+        """Name for a run without `--out`: the same model and arguments give the same name, so that a run resumes.
+
+        Wherever the model lies: its fingerprint is hashed, not its path.
+        """
+        name = self.model.name
+        if Path(name).is_dir():
+            name = Path(os.path.abspath(name)).name  # noqa: PTH100  (a link keeps its own name; `.` gets one)
+        return run_name(self.name, name, {**self.arguments, "dtype": self.dtype, "model": self.model.fingerprint})
 
     def open_folder(self, out: Path, *, resume: bool, overwrite: bool) -> RunFolder:
         """The run's folder: new, or the one of an earlier start of the same run.
@@ -190,7 +206,7 @@ class Study:
             raise RunFolderError(f"cannot use {out}: {error.strerror or error}; pass another --out") from None
         if resume and not exists:
             raise RunFolderError(f"--resume was asked for, but there is no run in {out}; leave it out to start one")
-        described = self.model.describe()
+        described = {**self.model.describe(), "configuration": _configuration(self.model)}
         identity = {
             "study": self.name,
             "arguments": dict(self.arguments),
@@ -212,7 +228,8 @@ class Study:
             "data": _described(self.data),
             "counts": {"n_documents": self.data.n_documents, "n_tokens": self.data.n_tokens},
         }
-        return RunFolder.open(out, identity=identity, manifest=manifest, overwrite=overwrite)
+        check = weights_check(self.model)
+        return RunFolder.open(out, identity=identity, manifest=manifest, overwrite=overwrite, check=check)
 
     @property
     def device(self) -> str:
@@ -223,10 +240,65 @@ class Study:
         return str(self.model.anatomy.dtype).removeprefix("torch.")
 
 
-def left_out(data: "TextData | ImageData") -> list[str]:
-    """Rows that could not be read and were left out because that was asked for, a line a domain."""
-    if isinstance(data, ImageData):
+def weights_check(model: Model) -> Callable[[], None] | None:
+    """A function that raises `ModelError` once the weight files are no longer those that were loaded.
+
+    On a CPU weights are mapped from their files: whoever overwrites one changes the model that runs. Sizes and times
+    of change are looked at; where they differ, all is hashed again. None for a model in memory, which has no files.
+    """
+    folder = _folder(model)
+    if folder is None:
+        return None
+    before = _weight_stats(folder)
+
+    def check() -> None:
+        nonlocal before
+        now = _weight_stats(folder)
+        if now == before:
+            return
+        if not now or fingerprint(folder, weight_files(folder, allow_pickle=True)) != model.stored_fingerprint:
+            raise ModelError(
+                f"the files of {folder} were changed while they were in use, so this part of the run was not kept; "
+                "give the same command again once nothing writes to them"
+            )
+        before = now
+
+    return check
+
+
+def _folder(model: Model) -> Path | None:
+    """The folder that a model was loaded from."""
+    name = getattr(model.anatomy.model, "name_or_path", None)
+    if model.stored_fingerprint is None or not name or not Path(name).is_dir():
+        return None
+    return Path(name).absolute()
+
+
+def _weight_stats(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Name, size, time of change and inode of the configuration and of each file that may hold weights."""
+    try:
+        files = [folder / "config.json", *sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.bin"))]
+        stats = [(path.name, path.stat()) for path in files]
+    except OSError:
         return []
+    return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
+
+
+def _configuration(model: Model) -> Any:
+    """The model's configuration: as stored, or as it is where the model has no files; without the names of classes."""
+    folder = _folder(model)
+    if folder is not None:
+        found = json.loads((folder / "config.json").read_bytes())
+    else:
+        found = json.loads(json.dumps(model.anatomy.config.to_dict(), default=str))
+    kept = {key: value for key, value in found.items() if key not in ("id2label", "label2id", "transformers_version")}
+    return json.loads(json.dumps(kept), parse_constant=str)  # a manifest holds no NaN and no infinity
+
+
+def left_out(data: "TextData | ImageData") -> list[str]:
+    """What of the data was left out or had to be taken for granted, a line each."""
+    if isinstance(data, ImageData):
+        return list(data.description["notes"])
     counts = {name: domain["n_bad_rows"] for name, domain in data.description["domains"].items()}
     return [f"{name}: {count} rows could not be read and were left out" for name, count in counts.items() if count]
 
