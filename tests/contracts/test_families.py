@@ -11,6 +11,7 @@ from lesion.data import Batch
 from lesion.engine import Skeleton, Walk, lay_out, verify
 from lesion.interventions import ActivationEdit, Intervention, drop, drop_attn, drop_mlp, swap
 from lesion.interventions.hooks import Hook, hooked
+from tests.oracles.layers import INTERVENTIONS, edited_copy
 from tests.support import TINY, Documents, Pictures, tiny_model, token_documents
 
 LENGTHS = [12, 40, 40, 40]
@@ -180,3 +181,19 @@ def test_hooks_are_gone_after_an_exception(name: str) -> None:
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
     assert all("forward" not in module.__dict__ for module in model.modules())
     assert torch.equal(logits_of(model, batch), whole)
+
+
+@pytest.mark.parametrize("kind", INTERVENTIONS)
+@pytest.mark.parametrize("name", sorted(IMAGES))
+@torch.inference_mode()
+def test_lanes_of_classifiers_are_edited_models(name: str, kind: str) -> None:
+    """A lane, and the same thing done without hooks to a copy of the model (texts: `tests/studies/test_layers.py`)."""
+    model, batch = tiny_model(name), documents(name).batch([0, 1, 2])
+    anatomy, skeleton = dissect(model), Skeleton(dissect(model))
+    make = {"drop": drop, "swap": swap, "drop_attn": drop_attn, "drop_mlp": drop_mlp}[kind]
+    stream, calls = skeleton.enter(batch)
+    streams = Walk(anatomy, lay_out([make(1)], 3), 4096, lambda index, step: None).run(stream, calls, [1])
+    expected = logits_of(edited_copy(model, kind, 1), batch)
+    lane = skeleton.leave(outputs(streams[1], batch))
+    torch.testing.assert_close(lane, expected, rtol=1e-5, atol=1e-5)  # products with more or fewer rows: rounding
+    assert not torch.allclose(expected, logits_of(model, batch), atol=1e-2)

@@ -64,6 +64,8 @@ FAMILIES = {
     **dict.fromkeys(("mixtral", "qwen3_moe"), _EXPERTS),
     **dict.fromkeys(("bloom", "falcon"), _TUPLES),
     "gptj": Family(lambda m: m.transformer.h, "attn.out_proj", "mlp.fc_out", in_tuple=True),
+    "vit": Family(lambda m: m.vit.layers, "attention.o_proj", "mlp.fc2"),
+    "deit": Family(lambda m: m.deit.layers, "attention.o_proj", "mlp.fc2"),
     "phi": Family(lambda m: m.model.layers, "self_attn.dense", "mlp.fc2"),
     "opt": Family(lambda m: m.model.decoder.layers, "self_attn.out_proj", "fc2"),
     "bert": Family(lambda m: m.bert.encoder.layer, "attention.output.dense", "output.dense"),
