@@ -1,5 +1,6 @@
 """A model folder that is not whole, not supported or not trustworthy gets one clear line."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -9,11 +10,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import DeiTForImageClassificationWithTeacher, LlamaForCausalLM
 
 from lesion.anatomy import adopt, load, resolve
 from lesion.anatomy.files import fingerprint, weight_files
 from lesion.errors import InputError, ModelError
-from tests.support import tiny_model
+from tests.support import TINY, Pictures, tiny_model
 
 
 @pytest.fixture
@@ -75,7 +77,10 @@ def test_sharded_weights_load_the_same(folder: Path) -> None:
     ('{"hidden_size": 3}', "no model_type"),
     ('{"model_type": "mamba"}', "family 'mamba', which is not known; known: bert"),
     ('{"model_type": "llama", "auto_map": {"AutoModel": "evil.Model"}}', "code of its own"),
-    ('{"model_type": "llama", "quantization_config": {}}', "quantised"),
+    ('{"model_type": "gemma3"}', "cannot be studied: it reads images beside text.*gemma3_text"),
+    ('{"model_type": "llama", "quantization_config": {}}', "packed .quantised. by None"),
+    ('{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}', "by gptq.*only those of bitsandbytes"),
+    ('{"model_type": "llama", "quantization_config": 4}', "quantization_config is 4"),
 ])  # fmt: skip
 def test_configurations(folder: Path, text: str | None, says: str) -> None:
     (folder / "config.json").unlink()
@@ -124,6 +129,44 @@ def test_missing_unexpected_and_misshapen_tensors(folder: Path) -> None:
     load(folder)
     edit_weights(folder, lambda tensors: tensors.update({"model.layers.1.mlp.side_proj.weight": torch.zeros(3)}))
     refused(folder, r"holds 1 tensors that its configuration has no place for.*side_proj")
+
+
+@pytest.mark.parametrize(("field", "value", "says"), [
+    ("num_hidden_layers", 10**8, "num_hidden_layers = 100000000, but in its weights there are 30 tensors"),
+    ("hidden_size", 10**9, "hidden_size = 1000000000, but in its weights the longest side of any tensor is 320"),
+    ("vocab_size", 10**9, "vocab_size = 1000000000"),
+    ("num_labels", 10**9, "num_labels = 1000000000"),
+    ("intermediate_size", 10**9, r"describes a model of 2.88e\+11 numbers, but its files hold"),
+    ("head_dim", 10**9, "describes a model of"),
+])  # fmt: skip
+def test_sizes_that_no_weights_are_there_for(
+    folder: Path, field: str, value: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of such a size is ever made: transformers is not asked to build it."""
+    set_config(folder, **{field: value})
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lambda *arguments, **keywords: pytest.fail("was built"))
+    refused(folder, says)
+
+
+def test_tables_that_no_weights_are_there_for(folder: Path, tmp_path: Path) -> None:
+    """GPT-J computes a table of sines for each position, which is in no file."""
+    network = tiny_model("gptj", vocab_size=320)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "gptj").mkdir(exist_ok=True)
+        shutil.copy(folder / name, tmp_path / "gptj" / name)
+    network.save_pretrained(tmp_path / "gptj")
+    assert load(tmp_path / "gptj").anatomy.n_positions == 64
+    set_config(tmp_path / "gptj", n_positions=10**9)
+    refused(tmp_path / "gptj", r"describes a model of 1.2e\+10 numbers")
+
+
+def test_absurd_sizes_beside_a_pickle(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    load(folder, allow_pickle=True)
+    set_config(folder, num_hidden_layers=10**8)
+    refused(folder, "there are 30 tensors in all", allow_pickle=True)
 
 
 @pytest.mark.parametrize(("layers", "says"), [(2, "no place for"), (4, "lacks 9 tensors")])
@@ -283,3 +326,69 @@ def test_an_empty_pickle(folder: Path) -> None:
 def test_names_that_cannot_be_looked_up(name: str) -> None:
     with pytest.raises(ModelError, match="cannot be looked up"):
         resolve(name)
+
+
+def as_pickle(folder: Path) -> list[Path]:
+    """The same weights in a pickle."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    return [folder / "pytorch_model.bin"]
+
+
+def is_mapped(path: Path) -> bool:
+    return str(path) in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not say which files are mapped")
+@torch.inference_mode()
+@pytest.mark.parametrize("write", [lambda folder: [folder / "model.safetensors"], shard, as_pickle])
+def test_a_loaded_model_does_not_depend_on_its_file_any_more(folder: Path, write: Any) -> None:
+    """A file overwritten during a run must not change the model, and one that is cut off must not end the process."""
+    ids, files = torch.arange(40).unsqueeze(0), write(folder)
+    plain = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert any(map(is_mapped, files))  # or there would be nothing to guard against
+    expected = plain(ids).logits.clone()
+    del plain
+    gc.collect()  # modules refer to each other
+    assert not any(map(is_mapped, files))
+    model = load(folder, allow_pickle=True).anatomy.model
+    assert not any(map(is_mapped, files))
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(b"\0" * len(content))
+    assert torch.equal(model(ids).logits, expected)
+    for path in files:
+        path.write_bytes(b"")
+    assert torch.equal(model(ids).logits, expected)
+
+
+def test_tied_weights_stay_tied(folder: Path) -> None:
+    network = tiny_model("llama", vocab_size=320, tie_word_embeddings=True)
+    network.save_pretrained(folder)
+    model = load(folder).anatomy.model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.num_parameters() == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_deit_with_two_heads_is_refused_by_name(tmp_path: Path) -> None:
+    network = tiny_model("deit")
+    network.save_pretrained(tmp_path)
+    assert load(tmp_path).anatomy.n_positions == 66
+    DeiTForImageClassificationWithTeacher(network.config).save_pretrained(tmp_path)
+    refused(tmp_path, "mean of two heads.*only DeiTForImageClassification is known")
+
+
+@pytest.mark.parametrize("name", sorted({family.model_type for family, _ in TINY.values()}))
+def test_every_family_comes_back_from_its_folder(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    """Names on disk, fused experts, tied heads: what is saved and loaded gives the same logits, bit for bit."""
+    network = tiny_model(next(tiny for tiny, (family, _) in TINY.items() if family.model_type == name))
+    network.save_pretrained(tmp_path)
+    for path in tiny_folder.glob("tokenizer*"):
+        shutil.copy(path, tmp_path)
+    model = load(tmp_path)
+    batch = Pictures(2).batch([0, 1]) if model.anatomy.objective == "image" else None
+    inputs = batch.model_inputs() if batch else {"input_ids": torch.arange(5, 45).unsqueeze(0)}
+    with torch.inference_mode():
+        assert torch.equal(model.anatomy.model(**inputs).logits, network(**inputs).logits)
+    assert model.describe()["family"] == name

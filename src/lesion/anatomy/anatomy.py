@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lesion.anatomy.family import NOT_STUDIED, Config, Family, Objective, Side, known_families
+from lesion.anatomy.packing import packing_of, reason_against
 from lesion.errors import ModelError
 
 
@@ -86,15 +87,6 @@ class Anatomy:
         return self.blocks[layer].get_submodule(path), side
 
 
-def packing_of(config: Config) -> str | None:
-    """The method by which a model's weights are packed, read from its configuration, or None."""
-    packing = getattr(config, "quantization_config", None)
-    if packing is None:
-        return None
-    method = packing.get("quant_method") if isinstance(packing, dict) else packing.quant_method
-    return str(getattr(method, "value", method))
-
-
 def refuse_packed(anatomy: Anatomy, purpose: str) -> None:
     """What a study of weights calls first: packed weights are codes, and what they stand for was rounded.
 
@@ -127,7 +119,8 @@ def dissect(model: nn.Module) -> Anatomy:
     if family is None or architecture not in family.architectures:
         known = ", ".join(sorted(name for entry in known_families().values() for name in entry.architectures))
         raise ModelError(f"no anatomy is known for {architecture} (model type {kind!r}); known: {known}")
-    if reason := family.refuse(config):
+    packing = getattr(config, "quantization_config", None)
+    if reason := family.refuse(config) or (packing is not None and reason_against(packing)):
         raise ModelError(f"this {architecture} cannot be studied: {reason}")
     blocks = _blocks(model, family, architecture)
     if len(blocks) != config.num_hidden_layers:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lesion.anatomy.packing import reason_against, refuse_without_libraries
 from lesion.errors import ModelError
 
 INDEX = "model.safetensors.index.json"
@@ -46,14 +47,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("transformers_weights") is not None:
         raise ModelError(f"{path} names other weights (transformers_weights); keep them in {SINGLE} or {INDEX}")
     if "quantization_config" in config:
-        raise ModelError(
-            f"{folder} holds packed (quantised) weights, which are not supported; use the unquantised checkpoint"
-        )
+        if reason := reason_against(config["quantization_config"]):
+            raise ModelError(f"{folder} cannot be studied: {reason}")
+        refuse_without_libraries(folder)
     return config
 
 
-def weight_files(folder: Path, *, allow_pickle: bool) -> list[Path]:
+def weight_files(folder: Path, *, allow_pickle: bool, packed: bool = False) -> list[Path]:
     """The files that hold the weights, each checked to be whole.
+
+    Args:
+        packed: whether the configuration says how packed weights are to be read.
 
     Raises:
         ModelError: no weights, files missing from the index, paths that leave the folder, pickles without
@@ -75,7 +79,9 @@ def weight_files(folder: Path, *, allow_pickle: bool) -> list[Path]:
     else:
         raise ModelError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there")
     for path in files:
-        _refuse_packed(path, check_safetensors(path))
+        header = check_safetensors(path)
+        if not packed:
+            _refuse_packed(path, header)
     return files
 
 
@@ -83,7 +89,9 @@ def _refuse_packed(path: Path, header: dict[str, Any]) -> None:
     """transformers would read packed weights as if they were numbers (old masks and position ids are no weights)."""
     for name, entry in header.items():
         if name.endswith(".weight") and str(entry.get("dtype")).startswith(PACKED_DTYPES):
-            raise ModelError(f"{path} holds {name} as {entry['dtype']}: packed weights are not supported")
+            raise ModelError(
+                f"{path} holds {name} as {entry['dtype']}: packed weights, and config.json has no quantization_config"
+            )
 
 
 def _indexed(folder: Path) -> list[Path]:

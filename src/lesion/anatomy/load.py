@@ -13,7 +13,9 @@ from torch import nn
 
 from lesion.anatomy import files
 from lesion.anatomy.anatomy import Anatomy, dissect
-from lesion.anatomy.family import Family, known_families
+from lesion.anatomy.family import NOT_STUDIED, Family, known_families
+from lesion.anatomy.packing import keep_float32
+from lesion.anatomy.plausible import refuse_implausible, refuse_oversized, shapes_of
 from lesion.anatomy.source import resolve
 from lesion.errors import InputError, ModelError
 
@@ -62,14 +64,17 @@ class Model:
             "d_model": a.d_model,
             "d_z": a.d_z,
             "d_mlp": a.d_mlp,
+            "n_experts": a.n_experts,
             "n_heads": a.n_heads,
             "n_kv_heads": a.n_kv_heads,
             "n_positions": a.n_positions,
             "vocabulary": a.vocabulary,
             "norm": a.norm,
             "parallel": a.parallel,
-            "n_parameters": sum(p.numel() for p in a.model.parameters()),
+            "n_parameters": a.model.num_parameters(),  # type: ignore[operator]
+            "packed": a.packed,
             "attention": a.config._attn_implementation,
+            "experts": a.config._experts_implementation if a.n_experts > 1 else None,
             "fingerprint": self.fingerprint,
         }
 
@@ -89,14 +94,17 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", allow_p
     folder = resolve(str(name), allow_pickle=allow_pickle)
     stored = files.read_config(folder)
     family = known_families().get(stored["model_type"])
+    if stored["model_type"] in NOT_STUDIED:
+        raise ModelError(f"{name} cannot be studied: {NOT_STUDIED[stored['model_type']]}")
     if family is None:
         raise ModelError(
             f"{name} is of family {stored['model_type']!r}, which is not known; "
             f"known: {', '.join(sorted(known_families()))}"
         )
-    weights = files.weight_files(folder, allow_pickle=allow_pickle)
+    packed = "quantization_config" in stored
+    weights = files.weight_files(folder, allow_pickle=allow_pickle, packed=packed)
     place = _device(device)
-    model = _build(folder, family, _dtype(dtype, place), place)
+    model = _build(folder, stored, family, weights, dtype=_dtype(dtype, place), device=place)
     _refuse_non_finite(model, name)
     anatomy = dissect(model)
     digest = files.fingerprint(folder, weights)
@@ -136,37 +144,72 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
     return DTYPES[name]
 
 
-def _build(folder: Path, family: Family, dtype: torch.dtype | str, device: torch.device) -> nn.Module:
+def _build(
+    folder: Path,
+    stored: dict[str, Any],
+    family: Family,
+    weights: list[Path],
+    *,
+    dtype: torch.dtype | str,
+    device: torch.device,
+) -> nn.Module:
     import transformers
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     architecture = getattr(transformers, family.architectures[0])
-    with _quiet_transformers():
-        try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            if reason := family.refuse(config):
-                raise ModelError(f"{folder} cannot be studied: {reason}")
-            model, info = architecture.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                attn_implementation=family.attention,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except ModelError:
-            raise
-        except SafetensorError as error:
-            raise ModelError(f"the weights in {folder} are damaged: {error}") from None
-        except UnpicklingError:
-            raise ModelError(f"{folder} pickles more than tensors, which would run code; it was not opened") from None
-        except (*REFUSALS, StrictDataclassError) as error:
-            raise ModelError(f"transformers cannot load {folder}: {_first_line(error)}") from error
+    packed = "quantization_config" in stored
+    with _quiet_transformers(), _refusals(folder):
+        names = CONFIG_MAPPING[family.model_type].attribute_map
+        refuse_implausible(folder, stored, names, shapes_of(weights))
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if reason := family.refuse(config):
+            raise ModelError(f"{folder} cannot be studied: {reason}")
+        refuse_oversized(folder, architecture, config, weights)
+        model, info = architecture.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=family.attention,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **({"device_map": {"": device}, "disable_mmap": True} if packed else {}),
+        )
     _refuse_loose_ends(folder, family, info)
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    if packed:
+        keep_float32(model)
+    elif device.type == "cpu":
+        _own(model)
+    else:
+        model = model.to(device)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    """Says in one line what transformers says in many, and in many ways."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except ModelError:
+        raise
+    except SafetensorError as error:
+        raise ModelError(f"the weights in {folder} are damaged: {error}") from None
+    except UnpicklingError:
+        raise ModelError(f"{folder} pickles more than tensors, which would run code; it was not opened") from None
+    except (*REFUSALS, StrictDataclassError) as error:
+        raise ModelError(f"transformers cannot load {folder}: {_first_line(error)}") from error
+
+
+def _own(model: nn.Module) -> None:
+    """Copies weights, one at a time, out of the file that they are mapped from.
+
+    A file that is overwritten during a run would change the model, and one that is cut off would end the process.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _refuse_loose_ends(folder: Path, family: Family, info: dict[str, Any]) -> None:
