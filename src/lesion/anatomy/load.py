@@ -14,7 +14,7 @@ from torch import nn
 from lesion.anatomy import files
 from lesion.anatomy.anatomy import Anatomy, dissect
 from lesion.anatomy.family import NOT_STUDIED, Family, known_families
-from lesion.anatomy.packing import keep_float32
+from lesion.anatomy.packing import keep_float32, say_once
 from lesion.anatomy.plausible import refuse_implausible, refuse_oversized, shapes_of
 from lesion.anatomy.source import resolve
 from lesion.errors import InputError, ModelError
@@ -178,6 +178,7 @@ def _build(
     _refuse_loose_ends(folder, family, info)
     if packed:
         keep_float32(model)
+        say_once()
     elif device.type == "cpu":
         _own(model)
     else:

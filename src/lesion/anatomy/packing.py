@@ -3,6 +3,7 @@
 A model whose checkpoint was packed by bitsandbytes runs, so what it computes can be studied; its weights cannot.
 """
 
+import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -63,6 +64,28 @@ def keep_float32(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+class _Once(logging.Filter):
+    """Lets a message pass the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this is news."""
+        message = record.getMessage()
+        news = message not in self._said
+        self._said.add(message)
+        return news
+
+
+def say_once() -> None:
+    """Keeps bitsandbytes from repeating at every call that 8-bit layers round their input to float16 first."""
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+    if not any(isinstance(known, _Once) for known in logger.filters):
+        logger.addFilter(_Once())
 
 
 def _asked(packing: Any, name: str, default: Any = None) -> Any:
