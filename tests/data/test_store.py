@@ -1,6 +1,8 @@
 """The token cache: opened when whole, made anew when not, never left half-written."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +198,67 @@ def test_large_vocabularies_take_four_bytes(spec, cache):
     assert data.document(0).tolist() == list(range(70_001, 70_007))
     (entry,) = entries(cache)
     assert (entry / "ids.bin").stat().st_size == 24
+
+
+WRITE = """
+import sys
+from pathlib import Path
+import numpy as np
+from lesion.data.store import new_store
+with new_store(Path(sys.argv[1]), np.dtype("<u2")) as writer:
+    writer.append([1, 2], 0)
+    print("writing", flush=True)
+    sys.stdin.read()
+    writer.finish(["x"], {})
+"""
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(spec, no_bos, cache):
+    stores = cache / "tokens"
+    processes = []
+    for name in ("living", "killed"):
+        command = [sys.executable, "-c", WRITE, str(stores / name)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "writing\n"
+        processes.append(process)
+    living, killed = processes
+    killed.kill()
+    killed.communicate()
+    (stores / ".key-abc-old").mkdir()  # moved out of the way by a process that was killed then
+    assert sorted(path.name[:4] for path in entries(cache)) == [".key", ".kil", ".liv"]
+    load_text(spec, no_bos, context=8, cache=cache)
+    assert [path.name[:4] for path in entries(cache) if path.name.startswith(".")] == [".liv"]
+    living.communicate("")
+    assert living.returncode == 0
+    assert store.open_store(stores / "living").ids.tolist() == [1, 2]
+    assert [path.name for path in entries(cache) if path.name.startswith(".")] == []
+
+
+def test_a_store_that_nobody_opens_is_removed_in_the_end(spec, no_bos, cache):
+    def age(entry, days):
+        then = entry.stat().st_mtime - days * 86400
+        os.utime(entry, (then, then))
+
+    load_text(spec, no_bos, context=8, cache=cache)
+    (entry,) = entries(cache)
+    for days, opened, kept in (
+        (store.UNUSED_DAYS - 1, False, True),
+        (2, True, True),
+        (store.UNUSED_DAYS, False, False),
+    ):
+        age(entry, days)
+        if opened:
+            load_text(spec, no_bos, context=8, cache=cache)
+        load_text(spec, no_bos, context=8, cache=cache, tokens=3 + days)  # makes another store, and tidies up
+        assert entry.exists() == kept, days
+    assert len(entries(cache)) == 3
+
+
+def test_a_cache_that_another_process_holds(spec, no_bos, cache, monkeypatch):
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0)
+    with (
+        store._lock(cache / ".tokens.lock"),
+        pytest.raises(InputError, match=r"held by another process: .*tokens\.lock"),
+    ):
+        load_text(spec, no_bos, context=8, cache=cache)
+    assert load_text(spec, no_bos, context=8, cache=cache).n_tokens == 6

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import BaseFileLock, FileLock, Timeout
 from jaxtyping import Int, Integer
 
 from lesion.data.documents import expanded
@@ -22,6 +24,11 @@ from lesion.errors import InputError
 FORMAT = 1
 HASHED_AT_ONCE = 1 << 24
 IDS, OFFSETS, DOMAINS, META = "ids.bin", "offsets.npy", "domains.npy", "meta.json"
+WRITING = ".writing"
+"""The lock in a store that is being made; it dies with its process, which tells an abandoned one from one at work."""
+LOCK_SECONDS = 60
+UNUSED_DAYS = 90
+"""A store that was not opened for so long is removed when another is made."""
 logger = logging.getLogger(__name__)
 
 
@@ -109,19 +116,29 @@ class TokenWriter:
 def new_store(folder: Path, dtype: np.dtype[Any]) -> Iterator[TokenWriter]:
     """A writer whose store appears at `folder` when the block ends well, and leaves nothing when it does not.
 
+    What a killed process left unfinished beside it, and stores that were not opened for `UNUSED_DAYS`, are removed.
+
     Raises:
         InputError: the cache cannot be written.
     """
     with _disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        writer = TokenWriter(partial, dtype)
+        with _tidied(folder.parent):
+            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name[:64]}-", dir=folder.parent))
+            at_work = _lock(partial / WRITING)
+            at_work.acquire()
     try:
-        yield writer
         with _disk_errors(folder):
+            writer = TokenWriter(partial, dtype)
+        try:
+            yield writer
+        finally:
+            writer.close()
+        with _disk_errors(folder):
+            (partial / WRITING).unlink()
             _move_into_place(partial, folder)
     finally:
-        writer.close()
+        at_work.release()
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -141,6 +158,8 @@ def open_store(folder: Path) -> StoredTokens | None:
         if content_fingerprint(ids, offsets, domain_of, meta["domains"]) != meta["fingerprint"]:
             raise ValueError("the content has another hash than what was written")
         largest_id, description = int(meta["largest_id"]), dict(meta["description"])
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(folder)  # when it was opened last
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         logger.warning("the token cache %s is damaged and is made anew: %s", folder, error)
         return None
@@ -171,6 +190,33 @@ def cache_folder(cache: Path | None) -> Path:
     return expanded(configured or "~/.cache/lesion")
 
 
+@contextlib.contextmanager
+def _tidied(stores: Path) -> Iterator[None]:
+    """Removes what nobody uses, and keeps other processes from doing so until a new store has its own lock."""
+    with _lock(stores.with_name(f".{stores.name}.lock"), timeout=LOCK_SECONDS):
+        for unfinished in stores.glob(".*"):
+            if unfinished.is_dir() and _is_abandoned(unfinished):
+                shutil.rmtree(unfinished, ignore_errors=True)
+        oldest = time.time() - UNUSED_DAYS * 86400
+        for store in stores.iterdir():
+            if store.is_dir() and not store.name.startswith(".") and store.stat().st_mtime < oldest:
+                shutil.rmtree(store, ignore_errors=True)
+        yield
+
+
+def _is_abandoned(unfinished: Path) -> bool:
+    """Whether no process is writing this store any more."""
+    try:
+        with _lock(unfinished / WRITING):
+            return True
+    except (Timeout, OSError):  # OSError: it went away meanwhile, or belongs to somebody else
+        return False
+
+
+def _lock(path: Path, *, timeout: int = 0) -> BaseFileLock:
+    return FileLock(path, timeout=timeout, thread_local=False)
+
+
 def _move_into_place(partial: Path, folder: Path) -> None:
     if folder.exists():  # damaged, or finished by another process meanwhile: what was just written is as good
         discarded = partial.with_name(f"{partial.name}-old")
@@ -199,8 +245,11 @@ def _sync_and_close(file: Any) -> None:
 def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # Timeout is one; NotImplementedError: a place without locks
+        if isinstance(error, Timeout):
+            raise InputError(f"the token cache {folder.parent} is held by another process: {error.lock_file}") from None
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"the token cache {folder.parent} cannot be written: {error.strerror or error}; "
+            f"the token cache {folder.parent} cannot be written: {reason}; "
             "set LESION_CACHE to a folder with room that may be written"
         ) from error
