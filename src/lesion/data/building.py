@@ -5,15 +5,16 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lesion.data.documents import BadRows, Document, OnBadRow
 from lesion.data.encoding import Encoder, Tokenizer, tokenizer_name
+from lesion.data.hub import HubText
 from lesion.data.sources import Domain
-from lesion.data.store import FORMAT, StoredTokens, new_store, open_store
+from lesion.data.store import FORMAT, META, StoredTokens, new_store, open_store
 from lesion.errors import InputError
 
 DOCUMENTS_AT_ONCE = 64
@@ -58,16 +59,69 @@ def stored_tokens(
 ) -> StoredTokens:
     """The tokens of the domains: as stored under the plan and the sources' identities, else read and stored now.
 
+    Datasets of the hub are read at the commit that they are at now. Where the hub does not say, what was stored last
+    is taken, and a note says so.
+
     Raises:
         InputError: data that cannot be read or holds no document, ids that the model does not know, a cache that
             cannot be written.
     """
     identities = [domain.source.identity() for domain in domains]
-    folder = store / plan.key(identities)
-    found = open_store(folder)
-    if found is not None:
-        check_ids(found.largest_id, encoder.tokenizer, vocabulary_size)
-        return found
+    key = plan.key(identities)
+    name, revisions = key, {}
+    if any(isinstance(domain.source, HubText) for domain in domains):
+        try:
+            revisions = _revisions(domains)
+        except InputError as error:
+            if (latest := _latest(store, key)) is None:
+                raise
+            return _checked(_noted(latest, str(error)), encoder, vocabulary_size)
+        if not revisions and (latest := _latest(store, key)) is not None:
+            return _checked(_noted(latest, "HF_HUB_OFFLINE is set"), encoder, vocabulary_size)
+        name = f"{key}-{hashlib.sha256(json.dumps(revisions, sort_keys=True).encode()).hexdigest()[:12]}"
+    found = open_store(store / name)
+    if found is None:
+        _write(domains, identities, encoder, plan, vocabulary_size, store / name, revisions)
+        found = open_store(store / name)
+    if found is None:
+        raise InputError(f"the token cache {store / name} was damaged while it was written; check the disk")
+    return _checked(found, encoder, vocabulary_size)
+
+
+def _revisions(domains: tuple[Domain, ...]) -> dict[str, str]:
+    """The commits of the domains that come from the hub; empty where it must not be asked."""
+    sources = {domain.name: domain.source for domain in domains if isinstance(domain.source, HubText)}
+    found = {name: source.revision() for name, source in sources.items()}
+    return {name: revision for name, revision in found.items() if revision is not None}
+
+
+def _latest(store: Path, key: str) -> StoredTokens | None:
+    """What was stored last under a key, whatever commit it was of."""
+    metas = sorted(store.glob(f"{key}*/{META}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return next((found for path in metas if (found := open_store(path.parent)) is not None), None)
+
+
+def _noted(stored: StoredTokens, reason: str) -> StoredTokens:
+    commits = ", ".join(f"{name} at {commit[:12]}" for name, commit in stored.description.get("revisions", {}).items())
+    note = f"the hub was not asked, what was read before is used{f' ({commits})' if commits else ''}: {reason}"
+    return replace(stored, description={**stored.description, "notes": [note]})
+
+
+def _checked(stored: StoredTokens, encoder: Encoder, vocabulary_size: int | None) -> StoredTokens:
+    check_ids(stored.largest_id, encoder.tokenizer, vocabulary_size)
+    return stored
+
+
+def _write(
+    domains: tuple[Domain, ...],
+    identities: list[object],
+    encoder: Encoder,
+    plan: Plan,
+    vocabulary_size: int | None,
+    folder: Path,
+    revisions: dict[str, str],
+) -> None:
+    """Reads every domain and makes a store of it."""
     largest_id = max({*encoder.tokenizer.get_vocab().values(), *encoder.special})
     dtype = np.dtype("<u2" if largest_id < 1 << 16 else "<u4")
     with new_store(folder, dtype) as writer:
@@ -83,12 +137,9 @@ def stored_tokens(
             **asdict(plan),
             "n_cut": sum(count.n_cut for count in counts.values()),
             "domains": {name: asdict(count) for name, count in counts.items()},
+            **({"revisions": revisions} if revisions else {}),
         }
         writer.finish([domain.name for domain in domains], description)
-    written = open_store(folder)
-    if written is None:
-        raise InputError(f"the token cache {folder} was damaged while it was written; check the disk, or LESION_CACHE")
-    return written
 
 
 def check_ids(largest_id: int, tokenizer: Tokenizer, vocabulary_size: int | None) -> None:

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lesion.data.batches import NO_TARGET
 from lesion.data.documents import hash_order
-from lesion.data.hub import parse_hub_spec, stream_rows
+from lesion.data.hub import hub_revision, parse_hub_spec, stream_rows
 from lesion.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
@@ -160,7 +160,7 @@ def hub_pictures(data: str, n_images: int | None) -> Found:
     spec = parse_hub_spec(data)
     pictures: list[Picture] = []
     column = label_column = None
-    for number, row in enumerate(itertools.islice(stream_rows(spec), n_images), start=1):
+    for number, row in enumerate(itertools.islice(stream_rows(spec, hub_revision(spec)), n_images), start=1):
         where = f"{spec} row {number}"
         if column is None:
             column = _image_column(row, spec.column, where)

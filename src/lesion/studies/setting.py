@@ -297,10 +297,12 @@ def _configuration(model: Model) -> Any:
 
 def left_out(data: "TextData | ImageData") -> list[str]:
     """What of the data was left out or had to be taken for granted, a line each."""
+    notes = list(data.description.get("notes", []))
     if isinstance(data, ImageData):
-        return list(data.description["notes"])
+        return notes
     counts = {name: domain["n_bad_rows"] for name, domain in data.description["domains"].items()}
-    return [f"{name}: {count} rows could not be read and were left out" for name, count in counts.items() if count]
+    left = [f"{name}: {count} rows could not be read and were left out" for name, count in counts.items() if count]
+    return notes + left
 
 
 def _described(data: "TextData | ImageData") -> dict[str, Any]:
