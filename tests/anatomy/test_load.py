@@ -76,7 +76,7 @@ def test_sharded_weights_load_the_same(folder: Path) -> None:
     ("[]", "no model_type"),
     ('{"hidden_size": 3}', "no model_type"),
     ('{"model_type": "mamba"}', "family 'mamba', which is not known; known: bert"),
-    ('{"model_type": "llama", "auto_map": {"AutoModel": "evil.Model"}}', "code of its own"),
+    ('{"model_type": "llama", "auto_map": {"AutoModel": "evil.Model"}}', "code of its own.*remove auto_map"),
     ('{"model_type": "gemma3"}', "cannot be studied: it reads images beside text.*gemma3_text"),
     ('{"model_type": "llama", "quantization_config": {}}', "packed .quantised. by None"),
     ('{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}', "by gptq.*only those of bitsandbytes"),
@@ -392,3 +392,20 @@ def test_every_family_comes_back_from_its_folder(name: str, tiny_folder: Path, t
     with torch.inference_mode():
         assert torch.equal(model.anatomy.model(**inputs).logits, network(**inputs).logits)
     assert model.describe()["family"] == name
+
+
+@pytest.mark.parametrize(("name", "tensor"), [
+    ("gpt2", "transformer.h.0.attn.masked_bias"),
+    ("gptj", "transformer.h.1.attn.bias"),
+    ("gptj", "transformer.h.1.attn.masked_bias"),
+    ("gpt_neox", "gpt_neox.layers.0.attention.masked_bias"),
+    ("falcon-7b", "transformer.h.0.self_attention.rotary_emb.inv_freq"),
+])  # fmt: skip
+def test_tables_that_older_checkpoints_hold(name: str, tensor: str, tiny_folder: Path, tmp_path: Path) -> None:
+    tiny_model(name).save_pretrained(tmp_path)
+    for path in tiny_folder.glob("tokenizer*"):
+        shutil.copy(path, tmp_path)
+    edit_weights(tmp_path, lambda tensors: tensors.update({tensor: torch.ones(4)}))
+    load(tmp_path)
+    edit_weights(tmp_path, lambda tensors: tensors.update({"table_of_ours": torch.ones(4)}))
+    refused(tmp_path, "no place for: table_of_ours")

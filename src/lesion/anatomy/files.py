@@ -42,7 +42,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} names no model_type, so the family cannot be known")
     if "auto_map" in config:
         raise ModelError(
-            f"{path} asks for code of its own (auto_map); lesion does not run code that comes with a model"
+            f"{path} asks for code of its own (auto_map), and lesion does not run code that comes with a model; "
+            "if transformers knows the model without it, remove auto_map from config.json"
         )
     if config.get("transformers_weights") is not None:
         raise ModelError(f"{path} names other weights (transformers_weights); keep them in {SINGLE} or {INDEX}")

@@ -16,5 +16,6 @@ FAMILY = Family(
     qkv="attn.c_attn",
     positions="transformer.wpe",
     refuse=lambda config: "it has cross-attention" if config.add_cross_attention else None,
+    unused=(r"(transformer\.)?h\.\d+\.attn\.masked_bias$",),
     tiny={"gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": 97, "n_inner": 80}},
 )

@@ -18,7 +18,7 @@ FAMILY = Family(
     parallel=lambda config: True,
     returns_tuple=True,
     attention="eager",
-    unused=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)$",),
+    unused=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$",),
     tiny={
         "gptj": {
             "n_embd": 32,
