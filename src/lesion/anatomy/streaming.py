@@ -4,6 +4,7 @@ What transformers does on loading (renaming, fusing, casting) is done by transfo
 """
 
 import contextlib
+import mmap
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch
 STORED = {**FLOATS, **WHOLE, "BOOL": torch.bool}
 """torch's names of the types in safetensors headers."""
 
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 """Tables that older checkpoints hold and that models now compute."""
 
@@ -41,9 +43,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int
     size: int
+    wanted: torch.dtype | None = None
 
     def __getitem__(self, everything: Any) -> Tensor:
-        content = torch.empty(self.size, dtype=torch.uint8)
+        """The tensor, in `wanted` where that is wider than what is stored (float32 holds every half exactly)."""
+        content = _own_pages(self.size)
         try:
             with self.path.open("rb") as file:
                 file.seek(self.start)
@@ -52,10 +56,24 @@ class StoredTensor:
             raise ModelError(f"{self.path} cannot be read: {error.strerror or error}") from None
         if read != self.size:
             raise ModelError(f"{self.path} became shorter while it was read: {self.name} is cut off")
-        return content.view(self.dtype).reshape(self.shape)
+        stored = content.view(self.dtype).reshape(self.shape)
+        if self.wanted is None or self.wanted.itemsize <= self.dtype.itemsize or not self.dtype.is_floating_point:
+            return stored
+        wider = _own_pages(stored.numel() * self.wanted.itemsize).view(self.wanted).reshape(self.shape)
+        return wider.copy_(stored)
 
 
-def stored_tensors(weights: Sequence[Path]) -> dict[str, StoredTensor]:
+def _own_pages(size: int) -> Tensor:
+    """Bytes in pages of their own, which go back to the system with the tensor.
+
+    The allocator would keep freed blocks in one pool a thread, some of them for each thread that ever loaded one.
+    """
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, size, flags=PRIVATE), dtype=torch.uint8)
+
+
+def stored_tensors(weights: Sequence[Path], wanted: torch.dtype | None = None) -> dict[str, StoredTensor]:
     """Every tensor of some safetensors files, by name; only headers are read.
 
     Raises:
@@ -74,7 +92,8 @@ def stored_tensors(weights: Sequence[Path]) -> dict[str, StoredTensor]:
                 reason = "is in two files" if name in found else f"is stored as {entry['dtype']}, which is not known"
                 raise ModelError(f"{path}: {name} {reason}")
             start, end = entry["data_offsets"]
-            tensor = StoredTensor(path, name, STORED[entry["dtype"]], tuple(entry["shape"]), base + start, end - start)
+            kind, shape = STORED[entry["dtype"]], tuple(entry["shape"])
+            tensor = StoredTensor(path, name, kind, shape, base + start, end - start, wanted)
             if tensor.size != tensor.dtype.itemsize * torch.Size(tensor.shape).numel():
                 raise ModelError(f"{path}: {name} has {tensor.size} bytes, which is not what its shape needs")
             found[name] = tensor
@@ -149,7 +168,7 @@ def open_streamed(
     Raises:
         ModelError: weights and configuration disagree: tensors that are missing, left over or of another shape.
     """
-    tensors = stored_tensors(weights)
+    tensors = stored_tensors(weights, dtype)
     with init_empty_weights(include_buffers=False):
         model = architecture._from_config(config, dtype=dtype, attn_implementation=family.attention)
     loader = _Loader(model, family, dtype, device)

@@ -10,6 +10,7 @@ from lesion.engine.batch_work import BatchWork, Bench
 from lesion.engine.halving import Batches, run_halving
 from lesion.engine.hidden import HiddenStates, hidden_states
 from lesion.engine.lanes import visits
+from lesion.engine.memory import give_back
 from lesion.engine.residency import Residency
 from lesion.engine.state import SweepState
 
@@ -82,6 +83,7 @@ class StreamedRunner:
                 for number, key in enumerate(keys):
                     residency.use(number)
                     self._visit(works, hidden, key)
+                    give_back()
                     advance((number + 1) / (len(keys) + 1))
             for work, places in zip(works, self._places(works), strict=True):
                 for group, place in enumerate(places):
