@@ -83,9 +83,11 @@ def test_both_halves_dropped_is_the_block_dropped_in_pre_norm_families() -> None
         assert torch.equal(halves, whole) is same  # a post-norm block still normalises what passes
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "bloom", "gptj", "falcon-7b", "mixtral"])
 @torch.inference_mode()
-def test_generation_without_a_block_needs_its_cache_off() -> None:
-    model = tiny_model("llama")
+def test_generation_without_a_block_needs_its_cache_off(name: str) -> None:
+    """Whatever a cache is called, and whether blocks return tuples or tensors."""
+    model = tiny_model(name)
     ids = IDS[:, :6]
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with drop(0).on(model):
