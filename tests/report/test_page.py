@@ -16,7 +16,7 @@ from lesion.report import write_report
 from lesion.report.page import render
 from lesion.report.sections import section_of
 from lesion.results import RunView
-from tests.report.report_runs import MakeRun, layers_table, maker
+from tests.report.report_runs import MakeRun, layers_manifest, layers_table, maker
 
 HOSTILE = "<script>alert(1)</script> $x$ \" ' & {{ 7 * 7 }} <img src=x onerror=alert(2)>"
 
@@ -202,3 +202,31 @@ def test_report_imports_neither_torch_nor_transformers(make_run: MakeRun) -> Non
     )
     answer = subprocess.run([sys.executable, "-c", code, str(make_run())], capture_output=True, text=True, check=True)
     assert answer.stdout == "[]\n"
+
+
+def facts_of(page: str) -> dict[str, str]:
+    made = page.split('id="made"')[1]
+    return dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", made))
+
+
+def test_how_it_was_made_is_said_in_words(make_run: MakeRun) -> None:
+    manifest = layers_manifest(layers_table(8), ["web"], name="base", n_layers=8, objective="causal")
+    model = {**manifest["model"], "configuration": {"rope_theta": 1e4, "rope_scaling": {"type": None}}}
+    found = facts_of(page_of(make_run(model=model, domains=("web", "code"))))
+    assert found["width of the residual stream"] == "192"
+    assert found["SHA-256 of configuration and weights"] == "ab" * 32
+    assert found["tokens a second"] == "10220.5"
+    assert (found["--context"], found["--layers"]) == ("256", "none")
+    assert (found["domains: web: documents"], found["domains: code: documents"]) == ("120", "120")
+    assert (found["rope_theta"], found["rope_scaling: type"]) == ("10000", "none")
+    assert found["torch"] == "2.13.0"
+    assert not [name for name in found if "_" in name and not name.startswith("rope_")]
+
+
+@pytest.mark.parametrize(("vocabulary", "worse"), [(2048, False), (9, True)])
+def test_a_model_that_is_worse_than_guessing_is_pointed_out(make_run: MakeRun, vocabulary: int, worse: bool) -> None:
+    """The loss of the synthetic runs is 2.31 nats; guessing costs 7.62 among 2048 outputs, and 2.20 among 9."""
+    manifest = layers_manifest(layers_table(8), ["web"], name="base", n_layers=8, objective="causal")
+    page = page_of(make_run(model={**manifest["model"], "vocabulary": vocabulary}))
+    assert ("is above that of guessing all 9 outputs alike, 2.20 nats: are the tokenizer" in page) == worse
+    assert ("above that of guessing" in page) == worse

@@ -82,6 +82,11 @@ def expanded(path: str) -> Path:
         raise InputError(f"{path[:200]!r} names a home folder that is not there: {error}") from None
 
 
+def shown_name(path: Path) -> str:
+    """The last part of a path as text: a name on disk may be any bytes, one in a table may not."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
+
+
 def text_column(found: Sequence[str], asked: str | None, where: str) -> str:
     """The column that holds the text: the one asked for, or the first of `text`, `content`, `document`.
 

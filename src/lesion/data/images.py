@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lesion.data.batches import NO_TARGET, Batch
-from lesion.data.documents import expanded
+from lesion.data.documents import expanded, shown_name
 from lesion.data.hub import parse_hub_spec
 from lesion.data.pictures import Picture, embedded_digits, folder_pictures, hub_pictures
 from lesion.data.sources import split_name
@@ -179,4 +179,4 @@ def load_images(
 def _default_name(data: str) -> str:
     if data.startswith("hf:"):
         return parse_hub_spec(data).id.rpartition("/")[2]
-    return data if data == "digits" else expanded(data).resolve().name
+    return data if data == "digits" else shown_name(expanded(data).resolve())

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from lesion.data.documents import Source, expanded
+from lesion.data.documents import Source, expanded, shown_name
 from lesion.data.files import Files, is_glob, match
 from lesion.data.hub import HubText, parse_hub_spec
 from lesion.data.stdlib import StandardLibrary
@@ -83,5 +84,5 @@ def _leads_somewhere(spec: str) -> bool:
 def _default_name(path: str, source: Files) -> str:
     named = expanded(path)
     if named.is_file():
-        return named.stem
-    return (named if named.is_dir() else source.base).resolve().name or "data"
+        return shown_name(Path(named.stem))
+    return shown_name((named if named.is_dir() else source.base).resolve()) or "data"

@@ -232,7 +232,7 @@ def _hover(panel: Panel, spec: FigureSpec) -> dict[str, list[str]]:
         points = zip(line.x, line.y, line.sem, _inside(axes, line), strict=True)
         unit = " %" if panel.scale == "percent" else ""
         texts[f"series-{index}"] = [
-            f"{line.label}, {panel.x_label} {int(x)}: {measured(Measure(float(y), float(sem)))}{unit}"
+            f"{clean(line.label)}, {panel.x_label} {int(x)}: {measured(Measure(float(y), float(sem)))}{unit}"
             for x, y, sem, inside in points
             if inside
         ]

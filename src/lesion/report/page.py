@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lesion.report.content import FigureSpec, Section, TableSpec
+from lesion.report.facts import cut, made
 from lesion.report.figures import clean, inline_panels, legend_lines
 from lesion.report.palette import palette_css
-from lesion.report.svg import legend_key
+from lesion.report.svg import legal, legend_key
 from lesion.report.tables import Table, table_of
 
 TEMPLATES = Path(__file__).parent / "templates"
+LONGEST_NAME, LONGEST_COMMAND = 200, 5000
 SIZES = (
     ("n_layers", "layers"),
     ("n_heads", "heads"),
@@ -24,8 +26,6 @@ SIZES = (
     ("vocabulary", "outputs"),
     ("n_parameters", "parameters"),
 )
-MADE = ("status", "started", "finished", "resumed", "reason", "commit", "device", "dtype", "seeds")
-MADE_GROUPS = ("timings", "counts", "arguments", "model", "data", "versions")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,16 @@ class PageSection:
     made: list[tuple[str, list[tuple[str, str]]]]
 
     @property
+    def command(self) -> str:
+        """The command of the run; of one with very many files, its beginning."""
+        return cut(str(self.manifest["command"]), LONGEST_COMMAND)
+
+    @property
+    def reason(self) -> str:
+        """Why the run ended early, where that is known."""
+        return cut(str(self.manifest.get("reason") or ""))
+
+    @property
     def byline(self) -> str:
         """The model's kind and sizes, and what it ran on, as far as they are known."""
         model = self.manifest["model"]
@@ -80,6 +90,7 @@ def render(parts: Sequence[tuple[dict[str, Any], Section]]) -> str:
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -104,51 +115,27 @@ def policy(style: str, script: str) -> str:
     )
 
 
-def flat(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of nested JSON as pairs of a dotted name and a text."""
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from flat(item, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        for index, item in enumerate(value):
-            yield from flat(item, f"{prefix}[{index}]")
-    else:
-        yield prefix, _text(value)
-
-
 def _numbered(parts: Sequence[tuple[dict[str, Any], Section]]) -> Iterator[PageSection]:
     figures, tables = 0, 0
     for index, (manifest, section) in enumerate(parts, start=1):
         drawn = [_figure(spec, figures + k, f"s{index}-f{k}") for k, spec in enumerate(section.figures, start=1)]
-        made = [PageTable(tables + k, f"s{index}-t{k}", s, table_of(s.frame)) for k, s in enumerate(section.tables, 1)]
-        figures, tables = figures + len(drawn), tables + len(made)
-        model = str(manifest["model"]["name"])
-        yield PageSection(f"s{index}", model, section, drawn, made, manifest, list(_made(manifest)))
+        shown = [PageTable(tables + k, f"s{index}-t{k}", s, table_of(s.frame)) for k, s in enumerate(section.tables, 1)]
+        figures, tables = figures + len(drawn), tables + len(shown)
+        model = clean(str(manifest["model"]["name"]), LONGEST_NAME)
+        yield PageSection(f"s{index}", model, section, drawn, shown, manifest, list(made(manifest)))
 
 
 def _figure(spec: FigureSpec, number: int, identifier: str) -> PageFigure:
     panels = [Markup(panel) for panel in inline_panels(spec, identifier)]
-    legend = [(Markup(legend_key(line.role, line.marker)), clean(line.label, 200)) for line in legend_lines(spec)]
+    legend = [
+        (Markup(legend_key(line.role, line.marker)), clean(line.label, LONGEST_NAME)) for line in legend_lines(spec)
+    ]
     return PageFigure(number, identifier, spec, panels, legend)
 
 
-def _made(manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    yield "run", [(key, text) for name in MADE if name in manifest for key, text in flat(manifest[name], name)]
-    for name in MADE_GROUPS:
-        if manifest.get(name):
-            yield name, list(flat(manifest[name]))
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list):
-        return ", ".join(_text(item) for item in value) or "none"
-    return str(value)
+def _shown(value: object) -> object:
+    """Text without the characters that a page cannot hold, or that turn the text after them around; all the rest."""
+    return legal(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _source(content: str) -> str:

@@ -11,7 +11,8 @@ from lesion.report.palette import role_of
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
-_ILLEGAL = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_ILLEGAL = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\u202a-\u202e\u2066-\u2069]")
+"""What XML does not allow, and the marks that reverse the text behind them until another mark ends it."""
 _KEPT = {
     *("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-linejoin", "stroke-linecap"),
     *("stroke-dasharray", "stroke-dashoffset", "opacity", "font-size", "font-family", "font-weight", "text-anchor"),
@@ -57,7 +58,7 @@ def inline(text: str, *, prefix: str, label: str, hover: Mapping[str, Sequence[s
 
 
 def legal(text: str) -> str:
-    """`text` with a mark in the place of each character that XML does not allow."""
+    """`text` with a mark in the place of each character that XML does not allow, or that turns text around."""
     return _ILLEGAL.sub("\ufffd", text)
 
 

@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from lesion.report.figures import clean
 from lesion.report.numbers import Measure, decimals, measured, number
 
+LONGEST_TEXT = 200
+"""Characters of a cell that is no number; the table in `tables/` has them all."""
 UNITS = ("nats", "bits")
 WORDS = {"kl": "KL", "top1": "top-1", "mlp": "MLP"}
 
@@ -60,7 +63,7 @@ def _cell(row: Mapping[Hashable, Any], name: str, places: int | None) -> Cell:
     if pd.isna(value):
         return Cell("", "", isinstance(value, float))
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return Cell(str(value), str(value), False)
+        return Cell(clean(str(value), LONGEST_TEXT), "", False)
     sem = row.get(f"{name}_sem", math.nan)
     error = float(sem) if isinstance(sem, int | float) else math.nan
     text = number(float(value), places) if places is not None else measured(Measure(float(value), error))

@@ -70,6 +70,8 @@ def open_model(
     device: str = "auto",
     dtype: str = "auto",
     allow_pickle: bool = False,
+    stream: bool | None = None,
+    max_memory: int | None = None,
 ) -> Model:
     """A model by name, by folder, or one that is in memory already.
 
@@ -90,7 +92,7 @@ def open_model(
         if tokenizer is None and found.anatomy.objective != "image":
             raise InputError("a model in memory needs tokenizer=… beside it to read text")
         return found
-    return load(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    return load(model, device=device, dtype=dtype, allow_pickle=allow_pickle, stream=stream, max_memory=max_memory)
 
 
 def open_data(

@@ -1,9 +1,11 @@
 """What a layers run measured: positions, interventions and the definition of each quantity."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lesion.report.numbers import count, listed
+from lesion.report.figures import clean
+from lesion.report.numbers import Measure, count, listed, measured, number
 from lesion.report.sections.layers.rows import INTERVENTIONS, Rows
 
 POSITIONS = {
@@ -26,7 +28,7 @@ def notes(rows: Rows) -> Iterator[str]:
     yield POSITIONS[model["objective"]]
     if model["objective"] != "image":
         yield f"Context {data['context']} tokens; {_bos(data['bos'])}; {_pack(data['pack'])}."
-    shares = [f"{domain['name']} ({_size(rows, domain)})" for domain in data["domains"]]
+    shares = [f"{clean(str(domain['name']), 100)} ({_size(rows, domain)})" for domain in data["domains"]]
     yield f"Data: {listed(shares)}."
     if model["norm"] == "post":
         yield "The model normalises after adding: a dropped attention or MLP contributes zero and its norm still runs."
@@ -51,7 +53,8 @@ def definitions(rows: Rows) -> tuple[tuple[str, str], ...]:
 
 def missing(rows: Rows) -> Iterator[str]:
     """What a reader may look for and not find, and what the run warned of."""
-    yield from (f"Warning: {warning}." for warning in rows.manifest.get("warnings", []))
+    yield from (f"Warning: {clean(str(warning), 1000)}." for warning in rows.manifest.get("warnings", []))
+    yield from _worse_than_guessing(rows)
     if not rows.has_loss:
         yield "The data has no labels: there is no loss, no accuracy and no figure of the change in loss."
     if not rows.has_errors:
@@ -61,6 +64,20 @@ def missing(rows: Rows) -> Iterator[str]:
         yield f"Not part of this run: {listed(left_out)}."
     if rows.depth == 1:
         yield "With a single block there is nothing to swap and no interior."
+
+
+def _worse_than_guessing(rows: Rows) -> Iterator[str]:
+    """A model that knows less than nothing of its text: most often the tokenizer is not its own."""
+    outputs = rows.manifest["model"].get("vocabulary")
+    if not rows.has_loss or not outputs:
+        return
+    loss, guess = rows.clean("loss_clean_nats"), Measure(math.log(outputs), 0.0)
+    if loss.exceeds(guess) if math.isfinite(loss.sem) else loss.value > guess.value:
+        source = "the labels" if rows.noun == "image" else "the tokenizer and the text"
+        yield (
+            f"Warning: the loss of the whole model, {measured(loss)} nats, is above that of guessing all {outputs:,} "
+            f"outputs alike, {number(guess.value, 2)} nats: are {source} those that it was trained with?"
+        )
 
 
 def _size(rows: Rows, domain: Mapping[str, Any]) -> str:

@@ -1,0 +1,119 @@
+"""How a run was made: the fields of its manifest in words, as pairs of a name and a text."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+LONGEST = 1000
+"""Characters of a value that are shown; `run.json` has them all."""
+LONGEST_OWN_NAME = 100
+RUN = ("status", "started", "finished", "resumed", "reason", "commit", "device", "dtype", "seeds")
+GROUPS = ("timings", "counts", "arguments", "model", "data", "versions")
+NAMES = {
+    "run": {
+        "resumed": "times resumed",
+        "commit": "commit of lesion",
+        "dtype": "number format",
+        "seeds": "seed",
+    },
+    "timings": {"tokens_per_second": "tokens a second"},
+    "counts": {"n_documents": "documents", "n_tokens": "tokens read", "n_scored": "positions that count"},
+    "arguments": {"edits": "--edit"},
+    "model": {
+        "attention": "implementation of attention",
+        "d_model": "width of the residual stream",
+        "d_mlp": "neurons of an MLP",
+        "d_z": "width of z, all heads",
+        "fingerprint": "SHA-256 of configuration and weights",
+        "n_heads": "heads of a layer",
+        "n_kv_heads": "key and value heads",
+        "n_layers": "layers",
+        "n_parameters": "parameters",
+        "n_positions": "longest sequence",
+        "norm": "place of the norms",
+        "parallel": "attention and MLP side by side",
+        "vocabulary": "outputs",
+    },
+    "data": {
+        "bos": "BOS",
+        "channels": "channels of an image",
+        "fingerprint": "SHA-256 of what was read",
+        "labels": "labels of the classes",
+        "n_bad_rows": "left out, could not be read",
+        "n_cut": "cut at the context",
+        "n_documents": "documents",
+        "n_images": "images",
+        "n_labelled": "images with a label",
+        "n_skipped_empty": "left out, blank or too short",
+        "n_tokens": "tokens",
+        "n_tokens_dropped": "tokens left over by packing",
+        "on_bad_row": "rows that cannot be read",
+        "pack": "packed",
+        "prefix": "ids put in front",
+        "processor": "image processor",
+        "revisions": "commit on the hub",
+        "size": "height and width of an image",
+        "specs": "read from",
+        "suffix": "ids put behind",
+        "tokenizer_fingerprint": "SHA-256 of the tokenizer",
+        "tokens": "tokens asked for",
+    },
+}
+"""In words, by group; what is not listed is shown with spaces for underscores."""
+AS_STORED = ("configuration", "versions", "processor")
+"""Names in these belong to others and are shown as they are."""
+
+
+def made(manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """The facts of a run by group; groups that it does not have are left out."""
+    yield "run", [(_name("run", key), cut(text(manifest[key]))) for key in RUN if key in manifest]
+    for group in GROUPS:
+        held = manifest.get(group)
+        if isinstance(held, Mapping):
+            inner = {key: value for key, value in held.items() if key != "configuration"}
+            yield group, [(name, cut(value)) for name, value in _facts(group, inner)]
+            if isinstance(held.get("configuration"), Mapping):
+                own = _facts("configuration", held["configuration"])
+                yield "configuration of the model, as stored", [(name, cut(value)) for name, value in own]
+
+
+def text(value: object) -> str:
+    """A leaf of JSON, or a list of them, as a reader sees it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(text(item) for item in value) or "none"
+    return str(value)
+
+
+def cut(shown: str, most: int = LONGEST) -> str:
+    """A text, or its beginning and how long it is."""
+    return shown if len(shown) <= most else f"{shown[:most]}… ({len(shown):,} characters)"
+
+
+def _facts(group: str, value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _facts(group if key not in AS_STORED else key, item, _joined(prefix, _name(group, str(key))))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for index, item in enumerate(value, start=1):
+            named = cut(str(item.get("name", index)), LONGEST_OWN_NAME) if isinstance(item, Mapping) else index
+            inner = {k: v for k, v in item.items() if k != "name"} if isinstance(item, Mapping) else item
+            yield from _facts(group, inner, _joined(prefix, str(named)))
+    else:
+        yield prefix, text(value)
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}: {name}" if prefix else name
+
+
+def _name(group: str, key: str) -> str:
+    if group in AS_STORED:
+        return key
+    if key in NAMES.get(group, {}):
+        return NAMES[group][key]
+    return f"--{key.replace('_', '-')}" if group == "arguments" else key.replace("_", " ")
