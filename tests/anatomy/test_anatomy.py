@@ -151,6 +151,14 @@ def test_slices_that_hooks_do_not_see_are_the_only_ones_refused() -> None:
         assert isinstance(dissect(tiny_model("bloom", **sizes)).model, BloomForCausalLM)
 
 
+def test_a_model_type_that_is_refused_by_name() -> None:
+    model = tiny_model("gemma3")
+    dissect(model)
+    model.config = type("Config", (), {"model_type": "gemma3"})()
+    with pytest.raises(ModelError, match="cannot be studied: it reads images beside text"):
+        dissect(model)
+
+
 def test_a_head_of_two_tokens_is_refused() -> None:
     config = tiny_model("deit").config
     with pytest.raises(
