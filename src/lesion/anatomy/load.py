@@ -1,6 +1,7 @@
 """Loading a model for study: nothing is guessed, re-initialised or converted in silence."""
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ from lesion.anatomy import files
 from lesion.anatomy.anatomy import Anatomy, dissect
 from lesion.anatomy.family import NOT_STUDIED, Family, known_families
 from lesion.anatomy.packing import keep_float32, say_once
+from lesion.anatomy.placement import fits
 from lesion.anatomy.plausible import refuse_implausible, refuse_oversized, shapes_of
 from lesion.anatomy.source import resolve
+from lesion.anatomy.streaming import StreamedBlocks, open_streamed, refuse_non_finite
+from lesion.anatomy.wording import first_line, some
 from lesion.errors import InputError, ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LONGEST_REASON = 400
-"""Characters of an error of transformers that are passed on; some list every model there is."""
 REFUSALS = (
     *(OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError),
     *(ArithmeticError, AssertionError),
@@ -39,6 +41,7 @@ class Model:
         tokenizer: of the model's folder, or None for image models.
         stored_fingerprint: of configuration and weights (`files.fingerprint`); None for a model passed in memory.
         image_processor: of an image model's folder, where it has one.
+        streamed: the blocks, where their weights come from disk one at a time; None where they are in memory.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Model:
     tokenizer: Any
     stored_fingerprint: str | None
     image_processor: Any = None
+    streamed: StreamedBlocks | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -79,16 +83,27 @@ class Model:
         }
 
 
-def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", allow_pickle: bool = False) -> Model:
+def load(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    stream: bool | None = None,
+    max_memory: int | None = None,
+) -> Model:
     """Loads a model by folder, `zoo:NAME` or hub id, in eval mode, with every weight accounted for.
 
     Args:
         device: `auto` takes CUDA where there is one.
         dtype: `auto` is float32 on the CPU (exact for every stored format) and the checkpoint's own on a GPU.
         allow_pickle: read `pytorch_model.bin` with `weights_only=True` where there is nothing else.
+        stream: leave the blocks' weights on disk, to be read one block at a time; None does so where the model does
+            not fit into `max_memory`, or into the device.
+        max_memory: bytes that weights and hidden states may take.
 
     Raises:
-        ModelError: the model is missing, damaged, unsupported or contradictory.
+        ModelError: the model is missing, damaged, unsupported or contradictory, or cannot be streamed.
         InputError: no such device or dtype.
     """
     folder = resolve(str(name), allow_pickle=allow_pickle)
@@ -104,11 +119,25 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", allow_p
     packed = "quantization_config" in stored
     weights = files.weight_files(folder, allow_pickle=allow_pickle, packed=packed)
     place = _device(device)
-    model = _build(folder, stored, family, weights, dtype=_dtype(dtype, place), device=place)
-    _refuse_non_finite(model, name)
-    anatomy = dissect(model)
-    digest = files.fingerprint(folder, weights)
-    return Model(str(name), anatomy, _tokenizer(folder, family), digest, _image_processor(folder, family))
+    model, streamed = _build(
+        folder,
+        stored,
+        family,
+        weights,
+        dtype=_dtype(dtype, place),
+        device=place,
+        stream=stream,
+        max_memory=max_memory,
+    )
+    refuse_non_finite(model, name)
+    return Model(
+        str(name),
+        dissect(model),
+        _tokenizer(folder, family),
+        files.fingerprint(folder, weights),
+        _image_processor(folder, family),
+        streamed,
+    )
 
 
 def adopt(model: nn.Module, tokenizer: Any, *, name: str | None = None) -> Model:
@@ -152,7 +181,9 @@ def _build(
     *,
     dtype: torch.dtype | str,
     device: torch.device,
-) -> nn.Module:
+    stream: bool | None,
+    max_memory: int | None,
+) -> tuple[nn.Module, StreamedBlocks | None]:
     import transformers
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -165,6 +196,9 @@ def _build(
         if reason := family.refuse(config):
             raise ModelError(f"{folder} cannot be studied: {reason}")
         refuse_oversized(folder, architecture, config, weights)
+        computed = _computed_dtype(dtype, config)
+        if _is_streamed(folder, weights, computed, device, packed=packed, stream=stream, max_memory=max_memory):
+            return open_streamed(architecture, config, family, weights, dtype=computed, device=device)
         model, info = architecture.from_pretrained(
             folder,
             config=config,
@@ -183,7 +217,37 @@ def _build(
         _own(model)
     else:
         model = model.to(device)
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval(), None
+
+
+def _computed_dtype(dtype: torch.dtype | str, config: Any) -> torch.dtype:
+    """The type to compute in: the one asked for, or the checkpoint's own."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    own = config.dtype
+    return own if isinstance(own, torch.dtype) else torch.float32
+
+
+def _is_streamed(
+    folder: Path,
+    weights: list[Path],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    packed: bool,
+    stream: bool | None,
+    max_memory: int | None,
+) -> bool:
+    """Whether blocks stay on disk: because it was asked for, or because the model has no room."""
+    if stream is False:
+        return False
+    reason = "they are packed" if packed else "they are pickled" if weights[0].suffix != ".safetensors" else None
+    if reason is None:
+        need = sum(math.prod(shape) for shape in shapes_of(weights).values()) * dtype.itemsize
+        return stream or not fits(need, device, max_memory)
+    if stream:
+        raise ModelError(f"the weights in {folder} cannot be read block by block: {reason}; leave --stream out")
+    return False
 
 
 @contextlib.contextmanager
@@ -201,7 +265,7 @@ def _refusals(folder: Path) -> Iterator[None]:
     except UnpicklingError:
         raise ModelError(f"{folder} pickles more than tensors, which would run code; it was not opened") from None
     except (*REFUSALS, StrictDataclassError) as error:
-        raise ModelError(f"transformers cannot load {folder}: {_first_line(error)}") from error
+        raise ModelError(f"transformers cannot load {folder}: {first_line(error)}") from error
 
 
 def _own(model: nn.Module) -> None:
@@ -216,24 +280,15 @@ def _own(model: nn.Module) -> None:
 def _refuse_loose_ends(folder: Path, family: Family, info: dict[str, Any]) -> None:
     """transformers initialises missing tensors at random and passes over unexpected ones; a study must not."""
     if mismatched := sorted(map(str, info["mismatched_keys"])):
-        raise ModelError(f"weights and configuration of {folder} disagree on shapes: {_some(mismatched)}")
+        raise ModelError(f"weights and configuration of {folder} disagree on shapes: {some(mismatched)}")
     if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"{folder} lacks {len(missing)} tensors that its configuration asks for: {_some(missing)}")
+        raise ModelError(f"{folder} lacks {len(missing)} tensors that its configuration asks for: {some(missing)}")
     unused = [re.compile(pattern) for pattern in family.unused]
     unexpected = sorted(key for key in info["unexpected_keys"] if not any(pattern.match(key) for pattern in unused))
     if unexpected:
         raise ModelError(
-            f"{folder} holds {len(unexpected)} tensors that its configuration has no place for: {_some(unexpected)}"
+            f"{folder} holds {len(unexpected)} tensors that its configuration has no place for: {some(unexpected)}"
         )
-
-
-def _refuse_non_finite(model: nn.Module, name: object) -> None:
-    for key, parameter in model.named_parameters():
-        if not torch.isfinite(parameter.sum(dtype=torch.float32)) and not torch.isfinite(parameter).all():
-            index = (~torch.isfinite(parameter)).nonzero()[0].tolist()
-            raise ModelError(
-                f"{name}: weight {key}{index} is {parameter[tuple(index)].item()}; numbers from it would mean nothing"
-            )
 
 
 def _tokenizer(folder: Path, family: Family) -> Any:
@@ -250,7 +305,7 @@ def _tokenizer(folder: Path, family: Family) -> Any:
         except UnpicklingError:
             raise ModelError(f"{folder} pickles more than tensors, which would run code; it was not opened") from None
         except REFUSALS as error:
-            raise ModelError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
+            raise ModelError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
 
 
 def _image_processor(folder: Path, family: Family) -> Any:
@@ -263,7 +318,7 @@ def _image_processor(folder: Path, family: Family) -> Any:
         try:
             return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except REFUSALS as error:
-            raise ModelError(f"the image processor in {folder} cannot be loaded: {_first_line(error)}") from error
+            raise ModelError(f"the image processor in {folder} cannot be loaded: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -280,15 +335,3 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of a message, and the next where the first only announces it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    message = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return message if len(message) <= LONGEST_REASON else f"{message[:LONGEST_REASON]} …"
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from lesion.anatomy.family import Family
 from lesion.anatomy.files import check_safetensors
+from lesion.anatomy.placement import Need
+from lesion.anatomy.wording import some
 from lesion.errors import ModelError
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -117,6 +119,12 @@ class StreamedBlocks:
         self._counting = threading.Lock()
         self.bytes_read = 0
         self.loads = [0] * len(blocks)
+
+    @property
+    def need(self) -> Need:
+        """What the model's weights need in memory."""
+        sizes = [sum(p.numel() * p.dtype.itemsize for p in block.parameters()) for block in self._blocks]
+        return Need(tuple(sizes), self._loader.rest_bytes())
 
     def stored_bytes(self, block: int) -> int:
         """Bytes of a block's weights on disk."""
@@ -230,7 +238,7 @@ class _Loader:
                 left_over.append(name)
         if left_over:
             raise ModelError(
-                f"the weights hold {len(left_over)} tensors that the configuration has no place for: {_some(left_over)}"
+                f"the weights hold {len(left_over)} tensors that the configuration has no place for: {some(left_over)}"
             )
         return parts
 
@@ -253,15 +261,20 @@ class _Loader:
         with _no_progress_bars():
             info, _ = convert_and_load_state_dict_in_model(self._model, dict(tensors), settings)
         if info.conversion_errors:
-            raise ModelError(f"weights cannot be converted: {_some(sorted(map(str, info.conversion_errors.values())))}")
+            raise ModelError(f"weights cannot be converted: {some(sorted(map(str, info.conversion_errors.values())))}")
         if info.mismatched_keys:
-            shown = _some(sorted(map(str, info.mismatched_keys)))
+            shown = some(sorted(map(str, info.mismatched_keys)))
             raise ModelError(f"weights and configuration disagree on shapes: {shown}")
         missing = sorted(name for name in info.missing_keys & names if not self._may_be_missing(name, names))
         if missing:
             raise ModelError(
-                f"the weights lack {len(missing)} tensors that the configuration asks for: {_some(missing)}"
+                f"the weights lack {len(missing)} tensors that the configuration asks for: {some(missing)}"
             )
+
+    def rest_bytes(self) -> int:
+        """Bytes of the parameters that belong to no block."""
+        named = self._model.named_parameters()
+        return sum(p.numel() * p.dtype.itemsize for name, p in named if self.block_of(name) == -1)
 
     def _may_be_missing(self, name: str, names: set[str]) -> bool:
         """Whether a parameter is another name of one that is there, or one that transformers can do without."""
@@ -310,8 +323,3 @@ def _no_progress_bars() -> Iterator[None]:
         yield
     finally:
         logging.enable_progress_bar()
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

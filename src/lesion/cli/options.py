@@ -1,5 +1,6 @@
 """Options that commands share, declared once."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -50,6 +51,20 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[
     str, typer.Option(help="auto (float32 on a CPU, the checkpoint's on a GPU), float32, bfloat16 or float16.")
 ]
+StreamOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Leave the blocks' weights on disk and read one block at a time.",
+        show_default="where the model does not fit",
+    ),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory", help="What weights and hidden states may take, for example 4GB.", show_default="what is free"
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of the masking of masked models.")]
 OutOption = Annotated[
     Path | None, typer.Option(help="Run folder.", show_default="runs/<study>-<model>-<hash of the arguments>")
@@ -94,3 +109,20 @@ def chosen_batch_size(text: str) -> int | None:
     if not _is_small(text) or int(text) < 1:
         raise LesionError(f"--batch-size {text!r}: give a whole number from 1, or auto")
     return int(text)
+
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def chosen_memory(text: str | None) -> int | None:
+    """Reads an amount of memory: `4GB`, `512MiB`, or bytes.
+
+    Raises:
+        LesionError: it is not one.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in UNITS or float(match[1]) == 0:
+        raise LesionError(f"--max-memory {text!r}: give an amount such as 4GB or 512MB")
+    return int(float(match[1]) * UNITS[match[2].upper()])

@@ -22,6 +22,7 @@ from lesion.cli.options import (
     DtypeOption,
     EditOption,
     JsonOption,
+    MemoryOption,
     OnBadRow,
     OutOption,
     OverwriteOption,
@@ -30,8 +31,10 @@ from lesion.cli.options import (
     QuietOption,
     ResumeOption,
     SeedOption,
+    StreamOption,
     TokensOption,
     chosen_batch_size,
+    chosen_memory,
     ranges,
 )
 
@@ -52,6 +55,8 @@ def layers(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     allow_pickle: PickleOption = False,
+    stream: StreamOption = None,
+    max_memory: MemoryOption = None,
     out: OutOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -72,7 +77,14 @@ def layers(
             data or ["stdlib"],
             asked,
             {"tokens": tokens, "context": context, "bos": bos.value, "pack": pack, "on_bad_row": on_bad_row.value},
-            {"seed": seed, "device": device, "dtype": dtype, "allow_pickle": allow_pickle},
+            {
+                "seed": seed,
+                "device": device,
+                "dtype": dtype,
+                "allow_pickle": allow_pickle,
+                "stream": stream,
+                "max_memory": chosen_memory(max_memory),
+            },
             Output(out, resume, overwrite, quiet, as_json),
         )
 

@@ -4,7 +4,8 @@ from lesion.engine.batch_work import Bench, Data
 from lesion.engine.lanes import Lane, Walk, lay_out
 from lesion.engine.memory import keep_pages
 from lesion.engine.plan import Plan, make_plan
-from lesion.engine.runners import MemoryRunner, StreamedRunner
+from lesion.engine.residency import on_demand
+from lesion.engine.runners import MemoryRunner, Runner, StreamedRunner, make_runner
 from lesion.engine.skeleton import Call, Skeleton
 from lesion.engine.state import METRICS, Incident, Progress, SweepState
 from lesion.engine.sweep import Executor, Here, sweep
@@ -22,6 +23,7 @@ __all__ = [
     "MemoryRunner",
     "Plan",
     "Progress",
+    "Runner",
     "Skeleton",
     "StreamedRunner",
     "SweepState",
@@ -29,6 +31,8 @@ __all__ = [
     "keep_pages",
     "lay_out",
     "make_plan",
+    "make_runner",
+    "on_demand",
     "sweep",
     "telling_document",
     "verify",

@@ -1,10 +1,14 @@
 """Which blocks' weights are in memory: those in use, and the next one on its way."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
+from lesion.anatomy import Anatomy
 from lesion.anatomy.streaming import StreamedBlocks
+from lesion.interventions.hooks import forwards_replaced
 
 IN_USE = 2
 """Blocks held beside the one that is being fetched: a swap at one step needs two."""
@@ -66,3 +70,37 @@ class Residency:
             if place >= IN_USE or block not in later:
                 self._blocks.release(block)
                 self._held.discard(block)
+
+
+@contextlib.contextmanager
+def on_demand(anatomy: Anatomy, blocks: StreamedBlocks | None) -> Iterator[None]:
+    """Lets a model whose blocks are on disk run as any other: each block is loaded when it is called, and then goes.
+
+    Args:
+        blocks: None for a model in memory, which runs as it is.
+    """
+    if blocks is None:
+        yield
+        return
+    held: list[int] = []
+
+    def let_go() -> None:
+        while held:
+            blocks.release(held.pop())
+
+    def forward_of(layer: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*arguments: Any, **keywords: Any) -> Any:
+            if held != [layer]:
+                let_go()
+                blocks.load(layer)
+                held.append(layer)
+            return original(*arguments, **keywords)
+
+        return forward
+
+    replaced = {block: forward_of(layer, block.forward) for layer, block in enumerate(anatomy.blocks)}
+    try:
+        with forwards_replaced(replaced):
+            yield
+    finally:
+        let_go()

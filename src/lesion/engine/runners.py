@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from lesion.anatomy.placement import room_for_hidden_states
 from lesion.anatomy.streaming import StreamedBlocks
 from lesion.engine.batch_work import BatchWork, Bench
 from lesion.engine.halving import Batches, run_halving
@@ -25,6 +26,17 @@ class Runner(Protocol):
     bench: Bench
 
     def run(self, batches: Batches, state: SweepState, advance: Advance) -> None: ...
+
+
+def make_runner(bench: Bench, blocks: StreamedBlocks | None, max_memory: int | None) -> Runner:
+    """The runner for a model: in memory, or block by block where it was opened so.
+
+    Raises:
+        ModelError: `max_memory` is too little for the model block by block.
+    """
+    if blocks is None:
+        return MemoryRunner(bench)
+    return StreamedRunner(bench, blocks, memory=room_for_hidden_states(blocks.need, max_memory))
 
 
 class MemoryRunner:

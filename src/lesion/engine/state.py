@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from lesion.engine.maker import Maker
 from lesion.results import ShardStore
 from lesion.statistics import ClusteredMean
 
@@ -52,6 +53,7 @@ class SweepState:
         moved: lanes whose last residual stream was not the clean one's.
         halved: how often a batch did not fit into memory and was run in halves.
         failed: shards that could not be run, and why; nothing of them is in the means.
+        made_by: the processes that gathered it.
     """
 
     means: list[ClusteredMean]
@@ -60,6 +62,7 @@ class SweepState:
     incidents: list[Incident] = field(default_factory=list)
     halved: int = 0
     failed: dict[int, str] = field(default_factory=dict)
+    made_by: set[Maker] = field(default_factory=set)
 
     @classmethod
     def empty(cls, n_lanes: int, n_domains: int) -> "SweepState":
@@ -73,6 +76,7 @@ class SweepState:
         self.incidents += other.incidents
         self.halved += other.halved
         self.failed |= other.failed
+        self.made_by |= other.made_by
 
 
 def save_state(store: ShardStore, index: int, state: SweepState) -> None:
@@ -87,6 +91,7 @@ def save_state(store: ShardStore, index: int, state: SweepState) -> None:
         "moved": sorted(state.moved),
         "incidents": [[i.lane, i.block, i.documents] for i in state.incidents],
         "halved": state.halved,
+        "made_by": [maker.row() for maker in sorted(state.made_by)],
     }
     store.commit(index, arrays, info)
 
@@ -101,4 +106,5 @@ def load_state(store: ShardStore, index: int, n_lanes: int, n_domains: int) -> S
         mean.load_state_dict({key: torch.from_numpy(arrays[f"{domain}.{key}"].copy()) for key in mean.state_dict()})
     state.changed, state.moved, state.halved = set(info["changed"]), set(info["moved"]), info["halved"]
     state.incidents = [Incident(lane, block, documents) for lane, block, documents in info["incidents"]]
+    state.made_by = {Maker(*row) for row in info["made_by"]}
     return state

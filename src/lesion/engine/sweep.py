@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from lesion.engine.batch_work import Bench
 from lesion.engine.lanes import Lane
+from lesion.engine.maker import Maker
 from lesion.engine.runners import MemoryRunner, Runner
 from lesion.engine.state import Progress, SweepState, load_state, save_state
 from lesion.errors import InterventionError, LesionError
@@ -37,8 +38,10 @@ class Here:
 
     def run(self, shards: Sequence[int], done: Done, advance: Advance) -> dict[int, str]:
         bench = self._runner.bench
+        maker = Maker.here(bench.anatomy.device)
         for index in shards:
             state = SweepState.empty(len(bench.lanes), len(bench.data.domains))
+            state.made_by = {maker}
             before = 0
 
             def told(tokens: int) -> None:

@@ -15,13 +15,15 @@ from lesion.engine import (
     METRICS,
     Bench,
     Data,
+    Here,
     Incident,
-    Lane,
     Plan,
     Progress,
     SweepState,
     lay_out,
     make_plan,
+    make_runner,
+    on_demand,
     sweep,
     telling_document,
     verify,
@@ -98,6 +100,8 @@ def layers(
     device: str = "auto",
     dtype: str = "auto",
     allow_pickle: bool = False,
+    stream: bool | None = None,
+    max_memory: int | None = None,
     out: Path | str | None = None,
     name_folder: bool = False,
     resume: bool = False,
@@ -118,6 +122,8 @@ def layers(
         edits: changes of the model under which everything is measured, the clean lane included (`drop:3`).
         batch_size: documents in a batch; None fills it.
         seed: of the masking (masked models).
+        stream: leave the blocks' weights on disk and read one block at a time; None where the model has no room.
+        max_memory: bytes that weights and hidden states may take.
         out: run folder; None keeps the tables in memory. The same call again resumes it.
         name_folder: make the run folder inside `out`, named after the study, the model and a hash of the arguments.
         resume: refuse to start a run that has not been started before.
@@ -130,7 +136,15 @@ def layers(
     """
     _check(interventions)
     base = [parse(edit) for edit in edits]
-    opened = open_model(model, tokenizer=tokenizer, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    opened = open_model(
+        model,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        allow_pickle=allow_pickle,
+        stream=stream,
+        max_memory=max_memory,
+    )
     asked = ask(opened.anatomy.n_layers, interventions, layers, base)
     reading = reading or Reading()
     documents = open_data(data, opened, reading, seed=seed)
@@ -144,7 +158,15 @@ def layers(
         "seed": seed,
     }
     if out is None:
-        return measure(opened, documents, asked, batch_size=batch_size, notes=left_out(documents), progress=progress)
+        return measure(
+            opened,
+            documents,
+            asked,
+            batch_size=batch_size,
+            max_memory=max_memory,
+            notes=left_out(documents),
+            progress=progress,
+        )
     study = Study("layers", arguments, opened, documents, command, seed)
     path = Path(out) / study.folder_name() if name_folder else Path(out)
     with study.open_folder(path, resume=resume, overwrite=overwrite) as folder:
@@ -156,6 +178,7 @@ def layers(
             documents,
             asked,
             batch_size=batch_size,
+            max_memory=max_memory,
             notes=left_out(documents),
             folder=folder,
             progress=progress,
@@ -177,6 +200,7 @@ def measure(
     asked: LayerSweep,
     *,
     batch_size: int | None = None,
+    max_memory: int | None = None,
     notes: Sequence[str] = (),
     folder: RunFolder | None = None,
     progress: Progress | None = None,
@@ -196,15 +220,19 @@ def measure(
     lengths = [int(n) for n in data.lengths]
     plan = make_plan(anatomy, lengths, len(asked.rows), batch_size=batch_size)
     lanes = lay_out(asked.interventions, anatomy.n_layers, base=asked.base)
+    bench = Bench(anatomy, data, lanes, plan)
+    runner = make_runner(bench, model.streamed, max_memory)
     with in_eval_mode(anatomy.model):
-        verify(anatomy, data.batch([telling_document(lengths)]).to(anatomy.device))
+        with on_demand(anatomy, model.streamed):
+            verify(anatomy, data.batch([telling_document(lengths)]).to(anatomy.device))
         store = folder.shard_store(_shard_key(plan, anatomy)) if folder else None
-        state = sweep(Bench(anatomy, data, lanes, plan), store=store, progress=progress)
+        state = sweep(bench, store=store, progress=progress, executor=Here(runner))
     tables = _tables(state, asked, data.domains, anatomy.n_layers)
-    warnings = [*notes, *_warnings(state, lanes)]
-    outcome = Outcome(tables, folder.path if folder else None, warnings, partial=bool(state.incidents))
+    warnings = [*notes, *_warnings(state, bench)]
+    partial = bool(state.incidents or state.failed)
+    outcome = Outcome(tables, folder.path if folder else None, warnings, partial=partial)
     if folder:
-        _keep(folder, outcome, plan, sum(lengths), time.monotonic() - started)
+        _keep(folder, outcome, plan, sum(lengths), time.monotonic() - started, model)
     return outcome
 
 
@@ -214,16 +242,34 @@ def _shard_key(plan: Plan, anatomy: Anatomy) -> str:
     return digest({"plan": plan.fingerprint(), "device": anatomy.device.type, "versions": made_by})
 
 
-def _warnings(state: SweepState, lanes: Sequence[Lane]) -> list[str]:
-    still = [lane.name for index, lane in enumerate(lanes) if index and index not in state.moved]
+def _warnings(state: SweepState, bench: Bench) -> list[str]:
+    still = [lane.name for index, lane in enumerate(bench.lanes) if index and index not in state.moved]
     nothing = [f"{name}: every number stayed as it was, so what it takes away contributes nothing" for name in still]
     broken: dict[tuple[str, int | None], list[int]] = {}
     for incident in state.incidents:
         broken.setdefault((incident.lane, incident.block), []).extend(incident.documents)
-    return [str(Incident(lane, block, sorted(documents))) for (lane, block), documents in broken.items()] + nothing
+    incidents = [str(Incident(lane, block, sorted(documents))) for (lane, block), documents in broken.items()]
+    return [*_shortfalls(state, bench), *incidents, *nothing]
 
 
-def _keep(folder: RunFolder, outcome: Outcome, plan: Plan, n_tokens: int, seconds: float) -> None:
+def _shortfalls(state: SweepState, bench: Bench) -> list[str]:
+    """What was not run, or not as planned."""
+    lines = []
+    for index, reason in state.failed.items():
+        lost = sum(len(batch) for batch in bench.plan.shards[index])
+        lines.append(
+            f"shard {index} could not be run ({reason}); its {lost} documents are in no number, "
+            "and the same command tries them again"
+        )
+    if state.halved:
+        lines.append(
+            f"{state.halved} batches did not fit into memory and were run in halves: "
+            "numbers may differ in their last bits from those of a machine with more"
+        )
+    return lines
+
+
+def _keep(folder: RunFolder, outcome: Outcome, plan: Plan, n_tokens: int, seconds: float, model: Model) -> None:
     for name, table in outcome.tables.items():
         folder.write_table(name, table)
     scored = {"n_scored": int(outcome.tables["layers"]["n_tokens"].iloc[0])}
@@ -231,9 +277,17 @@ def _keep(folder: RunFolder, outcome: Outcome, plan: Plan, n_tokens: int, second
         "partial" if outcome.partial else "complete",
         warnings=outcome.warnings,
         plan_shape=plan.shape(),
+        weights=_weights_read(model),
         counts={**folder.manifest["counts"], **scored},
         timings=_timings(n_tokens, seconds, resumed="resumed" in folder.manifest),
     )
+
+
+def _weights_read(model: Model) -> dict[str, object]:
+    """Where the weights were, and what was read of them in this session (the look at the model before it included)."""
+    if model.streamed is None:
+        return {"streamed": False}
+    return {"streamed": True, "bytes_read": model.streamed.bytes_read, "block_loads": model.streamed.loads}
 
 
 def _timings(n_tokens: int, seconds: float, *, resumed: bool) -> dict[str, float]:
