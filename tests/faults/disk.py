@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from filelock import FileLock
 from matplotlib.figure import Figure
@@ -71,6 +70,5 @@ def disk_full(first: int, *, once: bool) -> Iterator[Disk]:
             patch.setattr(Path, name, disk.halving(getattr(Path, name)))
         patch.setattr(Path, "touch", disk.refusing(Path.touch))
         patch.setattr(FileLock, "acquire", disk.refusing(FileLock.acquire))
-        patch.setattr(pd.DataFrame, "to_parquet", disk.refusing(pd.DataFrame.to_parquet))
         patch.setattr(Figure, "savefig", disk.refusing(Figure.savefig, only=Path))
         yield disk

@@ -38,6 +38,10 @@ def test_a_model_folder_whose_name_is_no_text(tiny_folder: Path, text_file: Path
     assert not (tmp_path / "run").exists()
 
 
+REPORTED = {NOT_TEXT, NAMES["255 bytes"], NAMES["html"]}
+"""Reports take seconds: of those names that a page or a picture could stumble over."""
+
+
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
 def test_names_for_everything(name: str, tiny_folder: Path, text_file: Path, tmp_path: Path) -> None:
     model, data, out = (tmp_path / place / name for place in ("models", "data", "runs"))
@@ -48,8 +52,8 @@ def test_names_for_everything(name: str, tiny_folder: Path, text_file: Path, tmp
     reading = lesion.Reading(tokens=200, context=32)
     asked = {"interventions": ["drop"], "layers": [0], "reading": reading}
     first = lesion.layers(str(model), str(data), out=out, **asked)  # type: ignore[arg-type]
-    page = write_report(out).read_text(encoding="utf-8")
-    assert "<script>alert" not in page
+    if name in REPORTED:
+        assert "<script>alert" not in write_report(out).read_text(encoding="utf-8")
     assert RunView.open(out).manifest["status"] == "complete"
     assert lesion.layers(str(model), str(data), out=out, **asked).resumed_complete  # type: ignore[arg-type]
     named = lesion.layers(str(model), str(data), out=tmp_path / "named", name_folder=True, **asked)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Tables as Parquet and arrays as safetensors, read back only if they are what the manifest recorded."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from lesion.errors import RunFolderError
-from lesion.results.atomic import atomic_write, file_digest, write_bytes
+from lesion.results.atomic import file_digest, write_bytes
 from lesion.results.layout import checked_name
 
 
@@ -28,7 +29,7 @@ def arrays_path(run: Path, name: str) -> Path:
 def write_table(run: Path, name: str, table: pd.DataFrame) -> dict[str, Any]:
     """Writes a table atomically; returns what the manifest records of it."""
     path = table_path(run, name)
-    atomic_write(path, lambda temporary: table.to_parquet(temporary, index=False))
+    write_bytes(path, table.to_parquet(None, index=False))  # not to the path: pyarrow takes only paths that are text
     return {"rows": len(table), "columns": [str(column) for column in table.columns], "sha256": file_digest(path)}
 
 
@@ -41,7 +42,7 @@ def read_table(run: Path, name: str, record: Mapping[str, Any] | None) -> pd.Dat
     path = table_path(run, name)
     _verify(path, record)
     try:
-        return pd.read_parquet(path)
+        return pd.read_parquet(io.BytesIO(path.read_bytes()))
     except (OSError, pa.ArrowException) as error:
         raise RunFolderError(f"{path} cannot be read ({error}); run the command again with --overwrite") from error
 
@@ -62,7 +63,7 @@ def read_arrays(run: Path, name: str, record: Mapping[str, Any] | None) -> dict[
     path = arrays_path(run, name)
     _verify(path, record)
     try:
-        arrays: dict[str, np.ndarray] = safetensors_numpy.load_file(path)
+        arrays: dict[str, np.ndarray] = safetensors_numpy.load(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
         raise RunFolderError(f"{path} cannot be read ({error}); run the command again with --overwrite") from error
     return arrays
