@@ -52,5 +52,7 @@ def unlike(makers: Iterable[Maker]) -> str | None:
         kinds.setdefault((maker.device, maker.threads, maker.versions), maker.host)
     if len(kinds) < 2:
         return None
-    named = "; ".join(f"{device}, {threads} threads, {made} ({host})" for (device, threads, made), host in kinds.items())
+    named = "; ".join(
+        f"{device}, {threads} threads, {made} ({host})" for (device, threads, made), host in kinds.items()
+    )
     return f"unlike machines shared the work, so that numbers may differ in their last bits from those of one: {named}"

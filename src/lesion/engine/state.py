@@ -106,5 +106,5 @@ def load_state(store: ShardStore, index: int, n_lanes: int, n_domains: int) -> S
         mean.load_state_dict({key: torch.from_numpy(arrays[f"{domain}.{key}"].copy()) for key in mean.state_dict()})
     state.changed, state.moved, state.halved = set(info["changed"]), set(info["moved"]), info["halved"]
     state.incidents = [Incident(lane, block, documents) for lane, block, documents in info["incidents"]]
-    state.made_by = {Maker(*row) for row in info["made_by"]}
+    state.made_by = {Maker(*row) for row in info.get("made_by", [])}
     return state
