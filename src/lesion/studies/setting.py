@@ -77,8 +77,10 @@ def open_model(
 
     Raises:
         ModelError: it cannot be loaded or is not supported, or its weights are elsewhere (on the meta device).
-        InputError: a model in memory without its tokenizer, where text is to be read.
+        InputError: a model in memory without its tokenizer, where text is to be read, or one to be streamed.
     """
+    if isinstance(model, Model | nn.Module) and stream:
+        raise InputError("a model that is in memory cannot be read block by block; give its folder or its hub id")
     if isinstance(model, Model):
         return model
     if isinstance(model, nn.Module):
