@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lesion.engine.maker import DECISIVE, Maker
 from lesion.engine.state import SweepState
@@ -55,6 +55,7 @@ class Lost:
 Event = Ready | Told | Finished | Refused | Lost
 
 
+@runtime_checkable
 class Crew(Protocol):
     """Workers in numbered seats, one a device."""
 

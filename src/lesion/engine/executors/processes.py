@@ -65,13 +65,13 @@ class _Crew:
         self._devices, self._threads = devices, threads
         self._workers: dict[int, _Worker] = {}
         self._files = contextlib.ExitStack()
-        self._job = self._files.enter_context(tempfile.TemporaryFile())
+        self._job = self._files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  (closed with the crew)
         pickle.dump(pack(job, by_value=False), self._job)
         self._job.flush()
 
     def hire(self, seat: int) -> None:
         ours, theirs = multiprocessing.Pipe()
-        log = self._files.enter_context(tempfile.TemporaryFile())
+        log = self._files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         arguments = [theirs.fileno(), self._job.fileno(), os.getpid(), self._devices[seat], self._threads or 0]
         with theirs:
             process = subprocess.Popen(

@@ -77,7 +77,7 @@ class _Packer(pickle.Pickler):
             owner: Any = value.base
             if self._by_value or not isinstance(owner, mmap.mmap):  # a part of a map does not know where it is
                 return np.asarray(value).view(np.ndarray).__reduce_ex__(5)
-            path = os.path.abspath(value.filename)  # noqa: PTH100  (a link stays one)
+            path = os.path.abspath(str(value.filename))  # noqa: PTH100  (a link stays one)
             return _mapped_again, (path, value.dtype.str, value.shape, value.offset, _digest(value))
         if self._by_value and isinstance(value, Picture) and isinstance(value.content, Path):
             return Picture, (value.name, value.encoded(), value.label)
