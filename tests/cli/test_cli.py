@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lesion.cli import app
+from lesion.cli.sweeps import duration
 from tests.support import tiny_model
 
 INTERRUPTED = "interrupted; the same command, without --overwrite, goes on where this one stopped"
@@ -270,3 +271,40 @@ def test_captions_name_only_what_was_run(tiny_folder: Path, text_file: Path) -> 
         assert caption in whole
         assert caption not in part
     assert "Dropping a block, against the whole model" in part
+
+
+def test_block_by_block_gives_the_same_table(tiny_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    assert sweep(tiny_folder, text_file, "--out", "whole").exit_code == 0
+    assert sweep(tiny_folder, text_file, "--out", "streamed", "--stream").exit_code == 0
+    tables = [(tmp_path / run / "tables" / "layers.parquet").read_bytes() for run in ("whole", "streamed")]
+    assert tables[0] == tables[1]
+    weights = [json.loads((tmp_path / run / "run.json").read_text())["weights"] for run in ("whole", "streamed")]
+    assert weights[0] == {"streamed": False}
+    assert weights[1]["block_loads"] == [3, 3, 3]  # twice by the check of the model, once by the only shard
+
+
+def test_a_model_larger_than_the_memory(tiny_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    weights = (tiny_folder / "model.safetensors").stat().st_size
+    assert sweep(tiny_folder, text_file, "--out", "run", "--max-memory", f"{weights}").exit_code == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["weights"]["streamed"]
+    refused(sweep(tiny_folder, text_file, "--out", "other", "--max-memory", "20KB"), "also block by block")
+    refused(sweep(tiny_folder, text_file, "--max-memory", "4 elephants"), "4GB")
+    refused(sweep(tiny_folder, text_file, "--max-memory", "0"), "4GB")
+    assert sweep(tiny_folder, text_file, "--out", "larger", "--max-memory", "1.5GiB").exit_code == 0
+    assert not json.loads((tmp_path / "larger" / "run.json").read_text())["weights"]["streamed"]
+
+
+def test_a_dry_run_runs_nothing(tiny_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    said = sweep(tiny_folder, text_file, "--dry-run")
+    assert said.exit_code == 0
+    assert "1 of 1 batches" in said.stdout
+    assert not (tmp_path / "runs").exists()
+    found = json.loads(sweep(tiny_folder, text_file, "--dry-run", "--json", "--stream").stdout)
+    assert found["n_lanes"] == 12
+    assert found["weight_bytes_read"] > 0
+    refused(sweep(tiny_folder, text_file, "--dry-run", "--layers", "9"), "layers 0 to 2")
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.2, "1 s"), (89.0, "89 s"), (600.0, "10 min"), (12600.0, "3.5 h")])
+def test_times_are_said_as_a_person_would(seconds: float, said: str) -> None:
+    assert duration(seconds) == said

@@ -73,6 +73,9 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Start again 
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on with an interrupted run; refuse to start a new one.")
 ]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what the run would read, hold and take, and run nothing.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print a summary as JSON on standard output.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

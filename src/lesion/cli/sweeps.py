@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from lesion.cli.options import (
     DataOption,
     DebugOption,
     DeviceOption,
+    DryRunOption,
     DtypeOption,
     EditOption,
     JsonOption,
@@ -60,6 +62,7 @@ def layers(
     out: OutOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -72,7 +75,8 @@ def layers(
             "edits": edit or [],
             "batch_size": chosen_batch_size(batch_size),
         }
-        _run_layers(
+        run = _forecast_layers if dry_run else _run_layers
+        run(
             model,
             data or ["stdlib"],
             asked,
@@ -139,6 +143,64 @@ def _run_layers(
     assert outcome.path is not None  # a run folder was asked for
     page = write_report(outcome.path)
     _say(outcome, page, output)
+
+
+def _forecast_layers(
+    model: str,
+    data: list[str],
+    asked: dict[str, Any],
+    reading: dict[str, Any],
+    loading: dict[str, Any],
+    output: Output,
+) -> None:
+    from lesion.engine import keep_pages
+    from lesion.studies.layers import forecast_layers, prepare
+    from lesion.studies.setting import Loading, Reading
+
+    keep_pages()
+    seed = loading.pop("seed")
+    prepared = prepare(model, data, **asked, seed=seed, reading=Reading(**reading), loading=Loading(**loading))
+    found = forecast_layers(prepared, batch_size=asked["batch_size"], max_memory=loading["max_memory"])
+    if output.as_json:
+        typer.echo(json.dumps(asdict(found)))
+    elif not output.quiet:
+        _print_forecast(found, streamed=prepared.model.streamed is not None)
+
+
+def _print_forecast(found: Any, *, streamed: bool) -> None:
+    from rich.table import Table
+
+    speeds = f"{found.block_microseconds:.1f} µs a token and block, {found.head_microseconds:.1f} µs a token and head"
+    lines = {
+        "shards": f"{found.n_shards} of {found.n_batches} batches; a stopped run loses one at most",
+        "lanes": f"{found.n_lanes}, the clean one included",
+        "tokens": f"{found.n_tokens:,}; {found.token_blocks:,} through a block, {found.token_heads:,} through the head",
+        "weights": "in memory",
+        "hidden states": amount(found.hidden_bytes),
+        "time": f"about {duration(found.seconds)}, at {speeds}, as timed just now",
+    }
+    if streamed:
+        speed = f"at {found.read_megabytes_per_second:,.0f} MB a second"
+        lines["weights"] = f"from disk, block by block: {amount(found.weight_bytes_read)} in all, {speed}"
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    for name, text in lines.items():
+        shown.add_row(name, text)
+    Console(highlight=False, width=max(TABLE_WIDTH, Console().width)).print(shown)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def amount(size: int) -> str:
+    """Bytes in the unit that suits them."""
+    for power, unit in ((9, "GB"), (6, "MB")):
+        if size >= 10**power:
+            return f"{size / 10**power:.1f} {unit}"
+    return f"{size / 1000:.1f} KB"
 
 
 def _say(outcome: Any, page: Path, output: Output) -> None:

@@ -1,6 +1,7 @@
 """How it runs: sweeps of lanes over batches, one pass over the blocks for all of them."""
 
 from lesion.engine.batch_work import Bench, Data
+from lesion.engine.forecast import Forecast, forecast
 from lesion.engine.lanes import Lane, Walk, lay_out
 from lesion.engine.memory import keep_pages
 from lesion.engine.plan import Plan, make_plan
@@ -17,6 +18,7 @@ __all__ = [
     "Call",
     "Data",
     "Executor",
+    "Forecast",
     "Here",
     "Incident",
     "Lane",
@@ -28,6 +30,7 @@ __all__ = [
     "StreamedRunner",
     "SweepState",
     "Walk",
+    "forecast",
     "keep_pages",
     "lay_out",
     "make_plan",

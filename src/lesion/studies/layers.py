@@ -2,24 +2,22 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from torch import nn
 
 from lesion.anatomy import Anatomy, Model
 from lesion.data import ImageData, TextData
 from lesion.engine import (
-    METRICS,
     Bench,
     Data,
+    Forecast,
     Here,
-    Incident,
     Plan,
     Progress,
-    SweepState,
+    forecast,
     lay_out,
     make_plan,
     make_runner,
@@ -31,22 +29,10 @@ from lesion.engine import (
 from lesion.errors import InputError, InterventionError
 from lesion.interventions import KINDS, Intervention, combine, in_eval_mode, parse
 from lesion.results import RunFolder, digest, versions
-from lesion.statistics import ClusteredMean
-from lesion.studies.setting import Outcome, Reading, Study, left_out, open_data, open_model
+from lesion.studies.layers_results import LayerSweep, tables_of, warnings_of
+from lesion.studies.setting import Loading, Outcome, Reading, Study, left_out, open_data, open_model
 
 INTERVENTIONS = ("drop", "swap", "drop-attn", "drop-mlp")
-_LEVELS = ("loss_nats", "kl_nats", "agreement", "top1", "entropy_bits")
-_CLEAN = {"loss_nats": "loss_clean_nats", "top1": "top1_clean", "entropy_bits": "entropy_clean_bits"}
-_CHANGES = ("loss_change_nats", "top1_change", "entropy_change_bits")
-
-
-@dataclass(frozen=True)
-class LayerSweep:
-    """What was asked, laid out for a model: the rows of the table, and their interventions in the same order."""
-
-    rows: tuple[tuple[str, int], ...]
-    interventions: tuple[Intervention, ...]
-    base: Intervention | None
 
 
 def ask(
@@ -102,6 +88,7 @@ def layers(
     allow_pickle: bool = False,
     stream: bool | None = None,
     max_memory: int | None = None,
+    executor: str = "here",
     out: Path | str | None = None,
     name_folder: bool = False,
     resume: bool = False,
@@ -124,6 +111,7 @@ def layers(
         seed: of the masking (masked models).
         stream: leave the blocks' weights on disk and read one block at a time; None where the model has no room.
         max_memory: bytes that weights and hidden states may take.
+        executor: who runs the shards: `here`.
         out: run folder; None keeps the tables in memory. The same call again resumes it.
         name_folder: make the run folder inside `out`, named after the study, the model and a hash of the arguments.
         resume: refuse to start a run that has not been started before.
@@ -134,17 +122,69 @@ def layers(
     Raises:
         LesionError: anything that a user can mend, in one line.
     """
+    loading = Loading(device, dtype, allow_pickle, stream, max_memory)
+    prepared = prepare(
+        model,
+        data,
+        interventions=interventions,
+        layers=layers,
+        edits=edits,
+        reading=reading,
+        batch_size=batch_size,
+        seed=seed,
+        tokenizer=tokenizer,
+        loading=loading,
+    )
+    measuring: dict[str, Any] = {
+        "batch_size": batch_size,
+        "max_memory": max_memory,
+        "notes": left_out(prepared.data),
+        "executor": executor,
+        "loading": loading,
+        "progress": progress,
+    }
+    if out is None:
+        return measure(prepared.model, prepared.data, prepared.asked, **measuring)
+    study = Study("layers", prepared.arguments, prepared.model, prepared.data, command, seed)
+    path = Path(out) / study.folder_name() if name_folder else Path(out)
+    with study.open_folder(path, resume=resume, overwrite=overwrite) as folder:
+        if folder.is_complete:
+            tables = {name: folder.read_table(name) for name in ("layers", "layers_by_domain")}
+            return Outcome(tables, folder.path, folder.manifest.get("warnings", []), resumed_complete=True)
+        return measure(prepared.model, prepared.data, prepared.asked, **measuring, folder=folder)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A layer sweep that is ready to run.
+
+    Attributes:
+        arguments: everything asked that changes numbers, defaults filled in.
+    """
+
+    model: Model
+    data: "TextData | ImageData"
+    asked: LayerSweep
+    arguments: dict[str, Any]
+
+
+def prepare(
+    model: "str | Path | nn.Module | Model",
+    data: "str | Sequence[str] | TextData | ImageData" = "stdlib",
+    *,
+    interventions: Sequence[str] = INTERVENTIONS,
+    layers: Sequence[int] | None = None,
+    edits: Sequence[str] = (),
+    reading: Reading | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    tokenizer: Any = None,
+    loading: Loading | None = None,
+) -> Prepared:
+    """Opens model and data, and checks everything that was asked against them; arguments are those of `layers`."""
     _check(interventions)
     base = [parse(edit) for edit in edits]
-    opened = open_model(
-        model,
-        tokenizer=tokenizer,
-        device=device,
-        dtype=dtype,
-        allow_pickle=allow_pickle,
-        stream=stream,
-        max_memory=max_memory,
-    )
+    opened = open_model(model, tokenizer=tokenizer, **asdict(loading or Loading()))
     asked = ask(opened.anatomy.n_layers, interventions, layers, base)
     reading = reading or Reading()
     documents = open_data(data, opened, reading, seed=seed)
@@ -157,32 +197,27 @@ def layers(
         **({} if documents is data else reading.arguments()),
         "seed": seed,
     }
-    if out is None:
-        return measure(
-            opened,
-            documents,
-            asked,
-            batch_size=batch_size,
-            max_memory=max_memory,
-            notes=left_out(documents),
-            progress=progress,
-        )
-    study = Study("layers", arguments, opened, documents, command, seed)
-    path = Path(out) / study.folder_name() if name_folder else Path(out)
-    with study.open_folder(path, resume=resume, overwrite=overwrite) as folder:
-        if folder.is_complete:
-            tables = {name: folder.read_table(name) for name in ("layers", "layers_by_domain")}
-            return Outcome(tables, folder.path, folder.manifest.get("warnings", []), resumed_complete=True)
-        return measure(
-            opened,
-            documents,
-            asked,
-            batch_size=batch_size,
-            max_memory=max_memory,
-            notes=left_out(documents),
-            folder=folder,
-            progress=progress,
-        )
+    return Prepared(opened, documents, asked, arguments)
+
+
+def bench_for(model: Model, data: Data, asked: LayerSweep, batch_size: int | None) -> Bench:
+    """The lanes and the plan of a sweep."""
+    anatomy = model.anatomy
+    plan = make_plan(anatomy, [int(n) for n in data.lengths], len(asked.rows), batch_size=batch_size)
+    return Bench(anatomy, data, lay_out(asked.interventions, anatomy.n_layers, base=asked.base), plan)
+
+
+def forecast_layers(prepared: Prepared, *, batch_size: int | None = None, max_memory: int | None = None) -> Forecast:
+    """What the sweep would read, hold and take; nothing is run but a few calls that are timed.
+
+    Raises:
+        ModelError: `max_memory` is too little for the model block by block.
+    """
+    model = prepared.model
+    bench = bench_for(model, prepared.data, prepared.asked, batch_size)
+    make_runner(bench, model.streamed, max_memory)
+    with in_eval_mode(model.anatomy.model):
+        return forecast(bench, model.streamed)
 
 
 def _check(interventions: Sequence[str]) -> None:
@@ -202,6 +237,8 @@ def measure(
     batch_size: int | None = None,
     max_memory: int | None = None,
     notes: Sequence[str] = (),
+    executor: str = "here",
+    loading: Loading | None = None,
     folder: RunFolder | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -209,6 +246,8 @@ def measure(
 
     Args:
         notes: what a reader of the tables must know about the data; they come first among the warnings.
+        executor: who runs the shards, as in `layers`.
+        loading: how other processes load the model.
 
     Raises:
         ModelError: the model is not what its anatomy says.
@@ -216,23 +255,20 @@ def measure(
         InterventionError: an edit that did nothing.
     """
     started = time.monotonic()
-    anatomy = model.anatomy
-    lengths = [int(n) for n in data.lengths]
-    plan = make_plan(anatomy, lengths, len(asked.rows), batch_size=batch_size)
-    lanes = lay_out(asked.interventions, anatomy.n_layers, base=asked.base)
-    bench = Bench(anatomy, data, lanes, plan)
+    anatomy, lengths = model.anatomy, [int(n) for n in data.lengths]
+    bench = bench_for(model, data, asked, batch_size)
     runner = make_runner(bench, model.streamed, max_memory)
     with in_eval_mode(anatomy.model):
         with on_demand(anatomy, model.streamed):
             verify(anatomy, data.batch([telling_document(lengths)]).to(anatomy.device))
-        store = folder.shard_store(_shard_key(plan, anatomy)) if folder else None
+        store = folder.shard_store(_shard_key(bench.plan, anatomy)) if folder else None
         state = sweep(bench, store=store, progress=progress, executor=Here(runner))
-    tables = _tables(state, asked, data.domains, anatomy.n_layers)
-    warnings = [*notes, *_warnings(state, bench)]
+    tables = tables_of(state, asked, data.domains, anatomy.n_layers)
+    warnings = [*notes, *warnings_of(state, bench)]
     partial = bool(state.incidents or state.failed)
     outcome = Outcome(tables, folder.path if folder else None, warnings, partial=partial)
     if folder:
-        _keep(folder, outcome, plan, sum(lengths), time.monotonic() - started, model)
+        _keep(folder, outcome, bench.plan, sum(lengths), time.monotonic() - started, model)
     return outcome
 
 
@@ -240,33 +276,6 @@ def _shard_key(plan: Plan, anatomy: Anatomy) -> str:
     """Names shards that may be merged: another kind of device, or another version, rounds otherwise."""
     made_by = {name: version for name, version in versions().items() if name in ("lesion", "torch", "transformers")}
     return digest({"plan": plan.fingerprint(), "device": anatomy.device.type, "versions": made_by})
-
-
-def _warnings(state: SweepState, bench: Bench) -> list[str]:
-    still = [lane.name for index, lane in enumerate(bench.lanes) if index and index not in state.moved]
-    nothing = [f"{name}: every number stayed as it was, so what it takes away contributes nothing" for name in still]
-    broken: dict[tuple[str, int | None], list[int]] = {}
-    for incident in state.incidents:
-        broken.setdefault((incident.lane, incident.block), []).extend(incident.documents)
-    incidents = [str(Incident(lane, block, sorted(documents))) for (lane, block), documents in broken.items()]
-    return [*_shortfalls(state, bench), *incidents, *nothing]
-
-
-def _shortfalls(state: SweepState, bench: Bench) -> list[str]:
-    """What was not run, or not as planned."""
-    lines = []
-    for index, reason in state.failed.items():
-        lost = sum(len(batch) for batch in bench.plan.shards[index])
-        lines.append(
-            f"shard {index} could not be run ({reason}); its {lost} documents are in no number, "
-            "and the same command tries them again"
-        )
-    if state.halved:
-        lines.append(
-            f"{state.halved} batches did not fit into memory and were run in halves: "
-            "numbers may differ in their last bits from those of a machine with more"
-        )
-    return lines
 
 
 def _keep(folder: RunFolder, outcome: Outcome, plan: Plan, n_tokens: int, seconds: float, model: Model) -> None:
@@ -294,37 +303,3 @@ def _timings(n_tokens: int, seconds: float, *, resumed: bool) -> dict[str, float
     """Of this session; a resumed one did not read all the tokens, so that it has no speed."""
     speed = {} if resumed else {"tokens_per_second": round(n_tokens / seconds, 1)}
     return {"seconds": round(seconds, 3), **speed}
-
-
-def _tables(state: SweepState, asked: LayerSweep, domains: Sequence[str], n_layers: int) -> dict[str, pd.DataFrame]:
-    pooled = ClusteredMean(len(asked.rows) + 1, len(METRICS))
-    for mean in state.means:
-        pooled.merge(mean)
-    by_domain = []
-    for name, mean in zip(domains, state.means, strict=True):
-        table = _table(mean, asked, n_layers)
-        table.insert(0, "domain", name)
-        by_domain.append(table)
-    return {"layers": _table(pooled, asked, n_layers), "layers_by_domain": pd.concat(by_domain, ignore_index=True)}
-
-
-def _table(mean: ClusteredMean, asked: LayerSweep, n_layers: int) -> pd.DataFrame:
-    result = mean.result()
-    column = {name: index for index, name in enumerate(METRICS)}
-    records = []
-    for cell, (intervention, layer) in enumerate(asked.rows, start=1):
-        record: dict[str, object] = {
-            "intervention": intervention.replace("-", "_"),
-            "layer": layer,
-            "relative_depth": layer / (n_layers - 1) if n_layers > 1 else 0.0,
-            "n_tokens": result.n_tokens,
-            "n_documents": result.n_documents,
-        }
-        for name in (*_LEVELS, *_CHANGES):
-            record[name] = float(result.mean[cell, column[name]])
-            record[f"{name}_sem"] = float(result.sem[cell, column[name]])
-            if name in _CLEAN:
-                record[_CLEAN[name]] = float(result.mean[0, column[name]])
-                record[f"{_CLEAN[name]}_sem"] = float(result.sem[0, column[name]])
-        records.append(record)
-    return pd.DataFrame.from_records(records)

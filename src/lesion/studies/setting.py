@@ -45,6 +45,17 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How a model is loaded; see the options of the command line of the same names, and `lesion.load`."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    allow_pickle: bool = False
+    stream: bool | None = None
+    max_memory: int | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a study gives back.
 
