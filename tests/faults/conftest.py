@@ -28,8 +28,8 @@ def run(loaded: Model, documents: TextData, monkeypatch: pytest.MonkeyPatch) -> 
     """The same small run, of several shards, into a folder."""
     monkeypatch.setattr("lesion.engine.plan.SHARD_OPERATIONS", {"cpu": 1})
 
-    def start(out: Path, *, model: Model = loaded, **options: object) -> Outcome:
+    def start(out: Path, *, model: Model = loaded, data: TextData = documents, **options: object) -> Outcome:
         asked = {"interventions": ["drop"], "layers": [0, 2], "batch_size": 2, "out": out, **options}
-        return lesion.layers(model, documents, **asked)  # type: ignore[arg-type]
+        return lesion.layers(model, data, **asked)  # type: ignore[arg-type]
 
     return start

@@ -12,6 +12,7 @@ import pytest
 
 import lesion
 from lesion.anatomy import Model
+from lesion.data import TextData
 from lesion.errors import LesionError
 from lesion.report import write_report
 from lesion.results import RunView
@@ -23,9 +24,9 @@ MOST = 300
 
 
 @pytest.fixture
-def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is checked on the model before a run writes nothing, and would take most of the time here."""
-    monkeypatch.setattr("lesion.studies.layers.verify", lambda *arguments, **options: None)
+def few(loaded: Model, text_file: Path) -> TextData:
+    """Text for two shards: there are many runs of it."""
+    return lesion.load_text(str(text_file), loaded.tokenizer, context=32, tokens=100)
 
 
 def is_one_line(error: LesionError | None) -> bool:
@@ -52,21 +53,25 @@ def attempted(work: Callable[[], object], number: int, *, once: bool) -> tuple[D
     return disk, None
 
 
-@pytest.mark.parametrize("once", [True, False], ids=["at that moment", "from then on"])
-def test_a_run(run: Run, tmp_path: Path, unverified: None, once: bool) -> None:
+@pytest.mark.parametrize("once", [
+    pytest.param(True, id="at that moment", marks=pytest.mark.slow),
+    pytest.param(False, id="from then on"),
+])  # fmt: skip
+def test_a_run(run: Run, few: TextData, tmp_path: Path, once: bool) -> None:
     """At each operation in turn; the same call then goes on to the same tables, bit for bit."""
-    whole = run(tmp_path / "whole").tables
+    small = partial(run, layers=[0], data=few)
+    whole = small(tmp_path / "whole").tables
     kept_shards = 0
     for number in range(1, MOST):
         out = tmp_path / str(number)
-        disk, error = attempted(partial(run, out), number, once=once)
+        disk, error = attempted(partial(small, out), number, once=once)
         if not disk.failed:
             break
         assert is_one_line(error), number
         if (out / "run.json").exists() and RunView.open(out).manifest["status"] == "complete":
             assert_equal({name: RunView.open(out).table(name) for name in whole}, whole)  # only a sync was left to do
         kept_shards += len(list(out.glob("shards/*.safetensors")))
-        assert_equal(run(out).tables, whole)
+        assert_equal(small(out).tables, whole)
         assert RunView.open(out).manifest["status"] == "complete"
         assert not leftovers(out)
     assert disk.done > 30  # the faults were put where the run writes
@@ -90,7 +95,7 @@ def test_the_token_cache(loaded: Model, text_file: Path, tmp_path: Path, once: b
     assert disk.done > 6
 
 
-def test_a_report(run: Run, tmp_path: Path, unverified: None) -> None:
+def test_a_report(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(out)
     page = write_report(out)
