@@ -76,7 +76,7 @@ def test_sharded_weights_load_the_same(folder: Path) -> None:
     ("[]", "no model_type"),
     ('{"hidden_size": 3}', "no model_type"),
     ('{"model_type": "mamba"}', "family 'mamba', which is not known; known: bert"),
-    ('{"model_type": "llama", "auto_map": {"AutoModel": "evil.Model"}}', "code of its own.*remove auto_map"),
+    ('{"model_type": "llama", "auto_map": {"AutoModel": "evil.Model"}}', "code of its own.*--ignore-remote-code"),
     ('{"model_type": "gemma3"}', "cannot be studied: it reads images beside text.*gemma3_text"),
     ('{"model_type": "llama", "quantization_config": {}}', "packed .quantised. by None"),
     ('{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}', "by gptq.*only those of bitsandbytes"),

@@ -23,8 +23,12 @@ PACKED_DTYPES = ("I", "U", "BOOL", "F8", "F4")
 """How the dtypes begin in which a weight is packed: numbers that mean nothing without their scales."""
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, *, ignore_remote_code: bool = False) -> dict[str, Any]:
     """The configuration as stored.
+
+    Args:
+        ignore_remote_code: accept one that names code of its own, which is passed over: transformers' own class of
+            that model type is used.
 
     Raises:
         ModelError: missing, not JSON, without a model type, one that brings code of its own, or weights elsewhere.
@@ -40,10 +44,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{path} names no model_type, so the family cannot be known")
-    if "auto_map" in config:
+    if "auto_map" in config and not ignore_remote_code:
         raise ModelError(
             f"{path} asks for code of its own (auto_map), and lesion does not run code that comes with a model; "
-            "if transformers knows the model without it, remove auto_map from config.json"
+            f"pass --ignore-remote-code to use transformers' own class of model type {config['model_type']!r} instead"
         )
     if config.get("transformers_weights") is not None:
         raise ModelError(f"{path} names other weights (transformers_weights); keep them in {SINGLE} or {INDEX}")

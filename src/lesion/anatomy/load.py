@@ -91,6 +91,7 @@ def load(
     allow_pickle: bool = False,
     stream: bool | None = None,
     max_memory: int | None = None,
+    ignore_remote_code: bool = False,
 ) -> Model:
     """Loads a model by folder, `zoo:NAME` or hub id, in eval mode, with every weight accounted for.
 
@@ -101,13 +102,15 @@ def load(
         stream: leave the blocks' weights on disk, to be read one block at a time; None does so where the model does
             not fit into `max_memory`, or into the device.
         max_memory: bytes that weights and hidden states may take.
+        ignore_remote_code: load a model whose configuration names code of its own with transformers' own class;
+            that code is never run.
 
     Raises:
         ModelError: the model is missing, damaged, unsupported or contradictory, or cannot be streamed.
         InputError: no such device or dtype.
     """
     folder = resolve(str(name), allow_pickle=allow_pickle)
-    stored = files.read_config(folder)
+    stored = files.read_config(folder, ignore_remote_code=ignore_remote_code)
     family = known_families().get(stored["model_type"])
     if stored["model_type"] in NOT_STUDIED:
         raise ModelError(f"{name} cannot be studied: {NOT_STUDIED[stored['model_type']]}")

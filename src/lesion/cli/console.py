@@ -66,7 +66,7 @@ class _Lines:
     """Progress as plain lines, at most one every ten seconds."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._said = console, time.monotonic()
+        self._console, self._said, self._ended = console, time.monotonic(), False
         self._seen = [(self._said, 0)]
 
     def __call__(self, done: int, total: int) -> None:
@@ -75,9 +75,9 @@ class _Lines:
         self._seen = [seen for seen in self._seen if now - seen[0] < SPEED_WINDOW] or self._seen[-1:]
         then, before = self._seen[0]
         self._seen.append((now, done))
-        if now - self._said < 10 and done < total:
+        if not done or self._ended or (now - self._said < 10 and done < total):
             return
-        self._said = now
+        self._said, self._ended = now, done >= total
         left = (now - then) * (total - done) / max(done - before, 1)
         self._console.print(f"{done} of {total} tokens, about {left:.0f} s left", markup=False)
 

@@ -82,6 +82,19 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 PickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin where there is no safetensors file.")
 ]
+RemoteCodeOption = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-remote-code",
+        help="Load a model that names code of its own with transformers' own class; that code is never run.",
+    ),
+]
+ExecutorOption = Annotated[
+    str,
+    typer.Option(
+        help="Who runs the shards: here, local[:N] (N processes, or one a GPU), ray[:ADDRESS] (one actor a device)."
+    ),
+]
 EditOption = Annotated[
     list[str] | None,
     typer.Option(

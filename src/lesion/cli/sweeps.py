@@ -23,6 +23,7 @@ from lesion.cli.options import (
     DryRunOption,
     DtypeOption,
     EditOption,
+    ExecutorOption,
     JsonOption,
     MemoryOption,
     OnBadRow,
@@ -31,6 +32,7 @@ from lesion.cli.options import (
     PackOption,
     PickleOption,
     QuietOption,
+    RemoteCodeOption,
     ResumeOption,
     SeedOption,
     StreamOption,
@@ -59,6 +61,8 @@ def layers(
     allow_pickle: PickleOption = False,
     stream: StreamOption = None,
     max_memory: MemoryOption = None,
+    ignore_remote_code: RemoteCodeOption = False,
+    executor: ExecutorOption = "here",
     out: OutOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -88,7 +92,9 @@ def layers(
                 "allow_pickle": allow_pickle,
                 "stream": stream,
                 "max_memory": chosen_memory(max_memory),
+                "ignore_remote_code": ignore_remote_code,
             },
+            executor,
             Output(out, resume, overwrite, quiet, as_json),
         )
 
@@ -108,6 +114,7 @@ def demo(
             {},
             {"tokens": 60_000},
             {},
+            "here",
             Output(out, False, overwrite, quiet, as_json),
         )
 
@@ -118,6 +125,7 @@ def _run_layers(
     asked: dict[str, Any],
     reading: dict[str, Any],
     loading: dict[str, Any],
+    executor: str,
     output: Output,
 ) -> None:
     from lesion.engine import keep_pages
@@ -132,6 +140,7 @@ def _run_layers(
             data,
             **asked,
             **loading,
+            executor=executor,
             reading=Reading(**reading),
             out=output.out or Path("runs"),
             name_folder=output.out is None,
@@ -151,6 +160,7 @@ def _forecast_layers(
     asked: dict[str, Any],
     reading: dict[str, Any],
     loading: dict[str, Any],
+    executor: str,
     output: Output,
 ) -> None:
     from lesion.engine import keep_pages

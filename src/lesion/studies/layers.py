@@ -26,6 +26,8 @@ from lesion.engine import (
     telling_document,
     verify,
 )
+from lesion.engine.executors import Job, make_executor, read_choice
+from lesion.engine.executors import Loading as JobLoading
 from lesion.errors import InputError, InterventionError
 from lesion.interventions import KINDS, Intervention, combine, in_eval_mode, parse
 from lesion.results import RunFolder, digest, versions
@@ -88,6 +90,7 @@ def layers(
     allow_pickle: bool = False,
     stream: bool | None = None,
     max_memory: int | None = None,
+    ignore_remote_code: bool = False,
     executor: str = "here",
     out: Path | str | None = None,
     name_folder: bool = False,
@@ -111,7 +114,8 @@ def layers(
         seed: of the masking (masked models).
         stream: leave the blocks' weights on disk and read one block at a time; None where the model has no room.
         max_memory: bytes that weights and hidden states may take.
-        executor: who runs the shards: `here`.
+        ignore_remote_code: load a model that names code of its own with transformers' own class; it is never run.
+        executor: who runs the shards: `here`, `local[:N]` (processes) or `ray[:ADDRESS]`.
         out: run folder; None keeps the tables in memory. The same call again resumes it.
         name_folder: make the run folder inside `out`, named after the study, the model and a hash of the arguments.
         resume: refuse to start a run that has not been started before.
@@ -122,7 +126,8 @@ def layers(
     Raises:
         LesionError: anything that a user can mend, in one line.
     """
-    loading = Loading(device, dtype, allow_pickle, stream, max_memory)
+    read_choice(executor)
+    loading = Loading(device, dtype, allow_pickle, stream, max_memory, ignore_remote_code)
     prepared = prepare(
         model,
         data,
@@ -258,11 +263,14 @@ def measure(
     anatomy, lengths = model.anatomy, [int(n) for n in data.lengths]
     bench = bench_for(model, data, asked, batch_size)
     runner = make_runner(bench, model.streamed, max_memory)
+    others = make_executor(executor, lambda: _job(model, bench, asked, loading or Loading()))
     with in_eval_mode(anatomy.model):
         with on_demand(anatomy, model.streamed):
             verify(anatomy, data.batch([telling_document(lengths)]).to(anatomy.device))
         store = folder.shard_store(_shard_key(bench.plan, anatomy)) if folder else None
-        state = sweep(bench, store=store, progress=progress, executor=Here(runner))
+        if others and model.streamed is None:
+            anatomy.model.to("cpu")  # the workers need the room on the device
+        state = sweep(bench, store=store, progress=progress, executor=others or Here(runner))
     tables = tables_of(state, asked, data.domains, anatomy.n_layers)
     warnings = [*notes, *warnings_of(state, bench)]
     partial = bool(state.incidents or state.failed)
@@ -270,6 +278,18 @@ def measure(
     if folder:
         _keep(folder, outcome, bench.plan, sum(lengths), time.monotonic() - started, model)
     return outcome
+
+
+def _job(model: Model, bench: Bench, asked: LayerSweep, loading: Loading) -> Job:
+    """The sweep as other processes open it."""
+    how = JobLoading.of(
+        model,
+        dtype=loading.dtype,
+        allow_pickle=loading.allow_pickle,
+        stream=loading.stream,
+        max_memory=loading.max_memory,
+    )
+    return Job.of(how, model, bench, asked.base)
 
 
 def _shard_key(plan: Plan, anatomy: Anatomy) -> str:

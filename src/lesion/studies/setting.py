@@ -53,6 +53,7 @@ class Loading:
     allow_pickle: bool = False
     stream: bool | None = None
     max_memory: int | None = None
+    ignore_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def open_model(
     allow_pickle: bool = False,
     stream: bool | None = None,
     max_memory: int | None = None,
+    ignore_remote_code: bool = False,
 ) -> Model:
     """A model by name, by folder, or one that is in memory already.
 
@@ -105,7 +107,15 @@ def open_model(
         if tokenizer is None and found.anatomy.objective != "image":
             raise InputError("a model in memory needs tokenizer=… beside it to read text")
         return found
-    return load(model, device=device, dtype=dtype, allow_pickle=allow_pickle, stream=stream, max_memory=max_memory)
+    return load(
+        model,
+        device=device,
+        dtype=dtype,
+        allow_pickle=allow_pickle,
+        stream=stream,
+        max_memory=max_memory,
+        ignore_remote_code=ignore_remote_code,
+    )
 
 
 def open_data(
@@ -258,8 +268,8 @@ class Study:
 def weights_check(model: Model) -> Callable[[], None] | None:
     """A function that raises `ModelError` once the weight files are no longer those that were loaded.
 
-    On a CPU weights are mapped from their files: whoever overwrites one changes the model that runs. Sizes and times
-    of change are looked at; where they differ, all is hashed again. None for a model in memory, which has no files.
+    Whoever overwrites one changes blocks that are read from disk, and the model of a worker that starts later. Sizes
+    and times of change are looked at; where they differ, all is hashed again. None for a model that has no files.
     """
     folder = _folder(model)
     if folder is None:
