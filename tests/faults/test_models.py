@@ -205,7 +205,7 @@ def test_weights_that_are_elsewhere(text_file: Path, loaded: Any) -> None:
 
 
 def overwrite(folder: Path) -> None:
-    """In place, as a copy tool does: a model that is mapped into memory changes while it runs."""
+    """In place, as a copy tool does: whoever still reads the file reads other weights."""
     tensors = load_file(folder / "model.safetensors")
     save_file({key: value * 2 for key, value in tensors.items()}, folder / "other", metadata={"format": "pt"})
     content = (folder / "other").read_bytes()
@@ -268,7 +268,7 @@ lesion.layers(sys.argv[1], sys.argv[2], interventions=["drop"], layers=[0, 2], b
 def test_weights_that_are_cut_off_while_they_are_used(
     folder: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The operating system kills a process that reads beyond the end of a mapped file; what was done is kept."""
+    """It ends the run, whether or not the weights were still read from the file; what was done before is kept."""
     monkeypatch.setattr("lesion.engine.plan.SHARD_OPERATIONS", {"cpu": 1})
     asked = {**asked, "batch_size": 2}
     original = (folder / "model.safetensors").read_bytes()
