@@ -216,8 +216,8 @@ def test_how_it_was_made_is_said_in_words(make_run: MakeRun) -> None:
     assert found["width of the residual stream"] == "192"
     assert found["SHA-256 of configuration and weights"] == "ab" * 32
     assert found["tokens a second"] == "10220.5"
-    assert (found["--context"], found["--layers"]) == ("256", "none")
-    assert (found["domains: web: documents"], found["domains: code: documents"]) == ("120", "120")
+    assert (found["--context"], found["--layers"]) == ("256", "not given")
+    assert (found["web: documents"], found["code: documents"]) == ("120", "120")
     assert (found["rope_theta"], found["rope_scaling: type"]) == ("10000", "none")
     assert found["torch"] == "2.13.0"
     assert not [name for name in found if "_" in name and not name.startswith("rope_")]

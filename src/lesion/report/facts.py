@@ -6,6 +6,7 @@ from typing import Any
 LONGEST = 1000
 """Characters of a value that are shown; `run.json` has them all."""
 LONGEST_OWN_NAME = 100
+NOTHING = "none"
 RUN = ("status", "started", "finished", "resumed", "reason", "commit", "device", "dtype", "seeds")
 GROUPS = ("timings", "counts", "arguments", "model", "data", "versions")
 NAMES = {
@@ -79,13 +80,13 @@ def made(manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str
 def text(value: object) -> str:
     """A leaf of JSON, or a list of them, as a reader sees it."""
     if value is None:
-        return "none"
+        return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
-        return ", ".join(text(item) for item in value) or "none"
+        return ", ".join(text(item) for item in value) or NOTHING
     return str(value)
 
 
@@ -97,14 +98,17 @@ def cut(shown: str, most: int = LONGEST) -> str:
 def _facts(group: str, value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _facts(group if key not in AS_STORED else key, item, _joined(prefix, _name(group, str(key))))
+            outer = (
+                prefix if key == "domains" else _joined(prefix, _name(group, str(key)))
+            )  # they have names themselves
+            yield from _facts(group if key not in AS_STORED else key, item, outer)
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for index, item in enumerate(value, start=1):
             named = cut(str(item.get("name", index)), LONGEST_OWN_NAME) if isinstance(item, Mapping) else index
             inner = {k: v for k, v in item.items() if k != "name"} if isinstance(item, Mapping) else item
             yield from _facts(group, inner, _joined(prefix, str(named)))
     else:
-        yield prefix, text(value)
+        yield prefix, "not given" if group == "arguments" and value is None else text(value)
 
 
 def _joined(prefix: str, name: str) -> str:
@@ -116,4 +120,4 @@ def _name(group: str, key: str) -> str:
         return key
     if key in NAMES.get(group, {}):
         return NAMES[group][key]
-    return f"--{key.replace('_', '-')}" if group == "arguments" else key.replace("_", " ")
+    return f"--{key.replace('_', '-')}" if group == "arguments" else key.removeprefix("n_").replace("_", " ")
