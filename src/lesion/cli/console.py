@@ -67,18 +67,20 @@ class _Lines:
 
     def __init__(self, console: Console) -> None:
         self._console, self._said, self._ended = console, time.monotonic(), False
-        self._seen = [(self._said, 0)]
+        self._seen: list[tuple[float, int]] = []
 
     def __call__(self, done: int, total: int) -> None:
         INTERRUPTS.check()
         now = time.monotonic()
         self._seen = [seen for seen in self._seen if now - seen[0] < SPEED_WINDOW] or self._seen[-1:]
-        then, before = self._seen[0]
         self._seen.append((now, done))
-        if not done or self._ended or (now - self._said < 10 and done < total):
+        if len(self._seen) == 1:  # what was done before, and not in this time
+            return
+        then, before = self._seen[0]
+        if done == before or self._ended or (now - self._said < 10 and done < total):
             return
         self._said, self._ended = now, done >= total
-        left = (now - then) * (total - done) / max(done - before, 1)
+        left = (now - then) * (total - done) / (done - before)
         self._console.print(f"{done} of {total} tokens, about {left:.0f} s left", markup=False)
 
 

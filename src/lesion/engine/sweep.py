@@ -94,8 +94,7 @@ def sweep(
         kept = load_state(store, index, len(bench.lanes), len(bench.data.domains)) if store else None
         if kept is not None:
             states[index] = kept
-    if states:
-        advance(sum(sizes[index] for index in states))
+    advance(sum(sizes[index] for index in states))
     missing = [index for index in range(len(sizes)) if index not in states]
     failed = (executor or Here(MemoryRunner(bench))).run(missing, done, advance) if missing else {}
     return _merged(bench, states, failed)
