@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lesion.data import load_images, load_text
     from lesion.errors import LesionError
     from lesion.interventions import Intervention, combine, drop, drop_attn, drop_mlp, parse, swap
+    from lesion.studies.check import check
     from lesion.studies.layers import layers
     from lesion.studies.setting import Outcome, Reading
 
@@ -16,6 +17,7 @@ _HOMES = {
     "LesionError": "lesion.errors",
     "Outcome": "lesion.studies.setting",
     "Reading": "lesion.studies.setting",
+    "check": "lesion.studies.check",
     "combine": "lesion.interventions",
     "drop": "lesion.interventions",
     "drop_attn": "lesion.interventions",
@@ -33,6 +35,7 @@ __all__ = [
     "LesionError",
     "Outcome",
     "Reading",
+    "check",
     "combine",
     "drop",
     "drop_attn",

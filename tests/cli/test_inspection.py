@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from lesion.anatomy import known_families
 from lesion.cli import app
+from lesion.cli.console import TABLE_WIDTH
 from lesion.engine.checks import CHECKS
 from lesion.interventions import Intervention
 
@@ -50,6 +51,7 @@ def test_no_cell_is_cut_off_on_a_narrow_terminal(
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     folded = run("check", tiny_folder, "--data", text_file).stdout
     assert "…" not in folded
+    assert max(map(len, folded.splitlines()[4:])) <= TABLE_WIDTH < max(map(len, plain.splitlines()[4:]))
     assert "without them logits move by" in " ".join(folded.split())
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lesion.cli.inspection import check, models
 from lesion.cli.interrupts import INTERRUPTS
 from lesion.cli.pages import report
 from lesion.cli.sweeps import demo, layers
@@ -17,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (layers, demo, report):
+for command in (layers, demo, check, models, report):
     app.command()(command)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lesion.anatomy import Model
-from lesion.data import ImageData, TextData, load_images
+from lesion.data import ImageData, TextData
 from lesion.engine.checks import Finding, run_checks
 from lesion.engine.samples import Samples, image_samples, text_samples
 from lesion.errors import InputError, ModelError
@@ -108,9 +108,7 @@ def examine(
     return Examination(opened, tuple(run_checks(opened.anatomy, samples, before=before)))
 
 
-def _samples(
-    model: Model, data: "str | Sequence[str] | TextData | ImageData | None", context: int | None
-) -> Samples:
+def _samples(model: Model, data: "str | Sequence[str] | TextData | ImageData | None", context: int | None) -> Samples:
     """Two documents (images: two pictures) of the data."""
     if model.anatomy.objective == "image":
         return _pictures(model, data, context)
@@ -124,17 +122,10 @@ def _samples(
     return text_samples(long, short, padding=opened.pad_id)
 
 
-def _pictures(
-    model: Model, data: "str | Sequence[str] | TextData | ImageData | None", context: int | None
-) -> Samples:
+def _pictures(model: Model, data: "str | Sequence[str] | TextData | ImageData | None", context: int | None) -> Samples:
     if context is not None:
         raise InputError(f"--context: for text only; {model.name} reads images")
-    if data is None:  # digits of any classifier: no label is looked at
-        config = model.anatomy.config
-        sizes = {"size": config.image_size, "channels": config.num_channels}
-        opened: TextData | ImageData = load_images("digits", **sizes, processor=model.image_processor, n_images=2)
-    else:
-        opened = open_data(data, model, Reading(tokens=2), seed=0)
+    opened = open_data("digits" if data is None else data, model, Reading(tokens=2), seed=0)
     if opened.n_documents < 2:
         raise InputError("checks need two pictures; there is one in the data")
     pixels = opened.batch([0, 1]).pixels
