@@ -308,3 +308,12 @@ def test_a_dry_run_runs_nothing(tiny_folder: Path, text_file: Path, tmp_path: Pa
 @pytest.mark.parametrize(("seconds", "said"), [(0.2, "1 s"), (89.0, "89 s"), (600.0, "10 min"), (12600.0, "3.5 h")])
 def test_times_are_said_as_a_person_would(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_other_processes_give_the_same_table(tiny_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    assert sweep(tiny_folder, text_file, "--out", "here").exit_code == 0
+    assert sweep(tiny_folder, text_file, "--out", "local", "--executor", "local:1").exit_code == 0
+    tables = [(tmp_path / run / "tables" / "layers.parquet").read_bytes() for run in ("here", "local")]
+    assert tables[0] == tables[1]
+    refused(sweep(tiny_folder, text_file, "--executor", "locla"), "ray:ADDRESS")
+    refused(run("layers", "no-such-model", "--executor", "local:0"), "local:N")  # said before a model is looked for
