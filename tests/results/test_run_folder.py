@@ -219,6 +219,27 @@ def test_an_exception_is_recorded_and_the_lock_released(tmp_path: Path, error: B
     assert RunView.open(tmp_path).manifest["status"] == "complete"
 
 
+@pytest.mark.parametrize("status", ["new", "running", "complete"])
+def test_an_interrupt_while_the_folder_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
+    """The manifest is there already, and nobody has entered the run yet: it is not left as if it went on."""
+    if status == "running":
+        opened(tmp_path).release()
+    if status == "complete":
+        completed(tmp_path)
+
+    def interrupt(self: RunFolder, notes: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "_say", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            opened(tmp_path)
+    found = RunView.open(tmp_path).manifest
+    assert found["status"] == ("complete" if status == "complete" else "partial")
+    with opened(tmp_path) as run:  # the lock was released
+        assert run.is_complete == (status == "complete")
+
+
 def test_names_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
     with opened(tmp_path) as run:
         for name in ("../x", "a/b", ".hidden", ""):

@@ -23,6 +23,7 @@ from lesion.results.shards import ShardStore
 __all__ = ["SCHEMA", "RunFolder", "Status"]
 
 Status = Literal["running", "complete", "partial", "failed"]
+INTERRUPT = "KeyboardInterrupt: "
 logger = logging.getLogger(__name__)
 
 
@@ -77,6 +78,11 @@ class RunFolder:
         except OSError as error:
             lock.release()
             raise RunFolderError(f"cannot use {folder}: {error.strerror or error}; pass another --out") from error
+        except KeyboardInterrupt:
+            with suppress(RunFolderError):
+                _interrupted(folder / layout.MANIFEST)
+            lock.release()
+            raise
         except BaseException:
             lock.release()
             raise
@@ -199,6 +205,12 @@ def _opened(
     resumed.pop("reason", None)
     manifests.write(path, resumed)
     return resumed
+
+
+def _interrupted(path: Path) -> None:
+    """Marks a run that was stopped while its folder was opened; call it only under the lock."""
+    if path.exists() and (found := manifests.read(path))["status"] == "running":
+        manifests.write(path, {**found, "status": "partial", "finished": manifests.now(), "reason": INTERRUPT})
 
 
 def _same_run(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
