@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import DeiTForImageClassificationWithTeacher, LlamaForCausalLM
 
-from lesion.anatomy import adopt, load, resolve
+from lesion.anatomy import adopt, files, load, resolve
 from lesion.anatomy.files import fingerprint, weight_files
 from lesion.errors import InputError, ModelError
 from tests.support import TINY, Pictures, tiny_model
@@ -409,3 +409,36 @@ def test_tables_that_older_checkpoints_hold(name: str, tensor: str, tiny_folder:
     load(tmp_path)
     edit_weights(tmp_path, lambda tensors: tensors.update({"table_of_ours": torch.ones(4)}))
     refused(tmp_path, "no place for: table_of_ours")
+
+
+def test_code_that_comes_with_a_model_can_be_passed_over(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    with pytest.raises(ModelError, match="--ignore-remote-code"):
+        load(folder)
+    assert type(load(folder, ignore_remote_code=True).anatomy.model).__module__.startswith("transformers.")
+
+
+def test_what_cannot_be_asked_is_refused_before_weights_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def refuse(n_layers: int) -> None:
+        asked.append(n_layers)
+        raise InputError("no such layer")
+
+    monkeypatch.setattr("transformers.LlamaForCausalLM.from_pretrained", None)
+    with pytest.raises(InputError, match="no such layer"):
+        load(folder, expects=refuse)
+    assert asked == [3]
+
+
+def test_weights_that_change_while_they_are_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprint = files.fingerprint
+
+    def meanwhile(path: Path, weights: list[Path]) -> str:
+        weights[0].touch()
+        return fingerprint(path, weights)
+
+    monkeypatch.setattr(files, "fingerprint", meanwhile)
+    with pytest.raises(ModelError, match="changed while they were read"):
+        load(folder)

@@ -113,7 +113,7 @@ def test_an_interrupt(tiny_folder: Path, text_file: Path, monkeypatch: pytest.Mo
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lesion.engine.checks._logits", interrupt)
+    monkeypatch.setattr("lesion.engine.checks.whole.logits", interrupt)
     result = run("check", tiny_folder, "--data", text_file)
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 

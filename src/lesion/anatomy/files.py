@@ -16,8 +16,8 @@ from lesion.errors import ModelError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-HEADER_LIMIT = 100_000_000
-"""Longest safetensors header accepted, in bytes (the format's own limit)."""
+HEADER_LIMIT = 25_000_000
+"""Longest safetensors header accepted, in bytes: a quarter of a million tensors, read in half a gigabyte."""
 LFS_POINTER = b"version https://git-lfs"
 PACKED_DTYPES = ("I", "U", "BOOL", "F8", "F4")
 """How the dtypes begin in which a weight is packed: numbers that mean nothing without their scales."""
@@ -151,6 +151,18 @@ def _checked_header(path: Path) -> dict[str, Any]:
         state = "truncated" if size < expected else "too long"
         raise ModelError(f"{path} is {state}: its header describes {expected} bytes, the file has {size}")
     return dict(header)
+
+
+def states(paths: list[Path]) -> list[tuple[int, int, int]]:
+    """Inode, size and time of change of files: what differs once somebody has written to them.
+
+    Raises:
+        ModelError: one is gone.
+    """
+    try:
+        return [(found.st_ino, found.st_size, found.st_mtime_ns) for found in (path.stat() for path in paths)]
+    except OSError as error:
+        raise ModelError(f"{error.filename} cannot be read: {error.strerror or error}") from None
 
 
 def fingerprint(folder: Path, weights: list[Path]) -> str:

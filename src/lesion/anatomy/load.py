@@ -3,7 +3,7 @@
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,7 +21,7 @@ from lesion.anatomy.plausible import refuse_implausible, refuse_oversized, shape
 from lesion.anatomy.source import resolve
 from lesion.anatomy.streaming import StreamedBlocks, open_streamed, refuse_non_finite
 from lesion.anatomy.wording import first_line, some
-from lesion.errors import InputError, ModelError
+from lesion.errors import InputError, LesionError, ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 REFUSALS = (
@@ -92,6 +92,7 @@ def load(
     stream: bool | None = None,
     max_memory: int | None = None,
     ignore_remote_code: bool = False,
+    expects: Callable[[int], None] | None = None,
 ) -> Model:
     """Loads a model by folder, `zoo:NAME` or hub id, in eval mode, with every weight accounted for.
 
@@ -104,6 +105,7 @@ def load(
         max_memory: bytes that weights and hidden states may take.
         ignore_remote_code: load a model whose configuration names code of its own with transformers' own class;
             that code is never run.
+        expects: called with the number of blocks before any weight is read, to refuse what cannot be asked of them.
 
     Raises:
         ModelError: the model is missing, damaged, unsupported or contradictory, or cannot be streamed.
@@ -121,7 +123,7 @@ def load(
         )
     packed = "quantization_config" in stored
     weights = files.weight_files(folder, allow_pickle=allow_pickle, packed=packed)
-    place = _device(device)
+    place, before = _device(device), files.states(weights)
     model, streamed = _build(
         folder,
         stored,
@@ -131,16 +133,16 @@ def load(
         device=place,
         stream=stream,
         max_memory=max_memory,
+        expects=expects,
     )
     refuse_non_finite(model, name)
-    return Model(
-        str(name),
-        dissect(model),
-        _tokenizer(folder, family),
-        files.fingerprint(folder, weights),
-        _image_processor(folder, family),
-        streamed,
-    )
+    digest = files.fingerprint(folder, weights)
+    if files.states(weights) != before:
+        raise ModelError(
+            f"the weights in {folder} were changed while they were read; wait until nothing writes to them"
+        )
+    processor = _image_processor(folder, family)
+    return Model(str(name), dissect(model), _tokenizer(folder, family), digest, processor, streamed)
 
 
 def adopt(model: nn.Module, tokenizer: Any, *, name: str | None = None) -> Model:
@@ -186,6 +188,7 @@ def _build(
     device: torch.device,
     stream: bool | None,
     max_memory: int | None,
+    expects: Callable[[int], None] | None,
 ) -> tuple[nn.Module, StreamedBlocks | None]:
     import transformers
     from transformers import CONFIG_MAPPING, AutoConfig
@@ -198,6 +201,8 @@ def _build(
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if reason := family.refuse(config):
             raise ModelError(f"{folder} cannot be studied: {reason}")
+        if expects:
+            expects(int(config.num_hidden_layers))
         refuse_oversized(folder, architecture, config, weights)
         computed = _computed_dtype(dtype, config)
         if _is_streamed(folder, weights, computed, device, packed=packed, stream=stream, max_memory=max_memory):
@@ -261,7 +266,7 @@ def _refusals(folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except ModelError:
+    except LesionError:
         raise
     except SafetensorError as error:
         raise ModelError(f"the weights in {folder} are damaged: {error}") from None

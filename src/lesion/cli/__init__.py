@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lesion.cli.console import write_anything
 from lesion.cli.inspection import check, models
 from lesion.cli.interrupts import INTERRUPTS
 from lesion.cli.pages import report
@@ -40,5 +41,6 @@ def root(
 
 def main() -> None:
     """Entry point of the `lesion` command. Being terminated ends a run as an interrupt does."""
+    write_anything()
     INTERRUPTS.install()
     app()

@@ -1,6 +1,8 @@
 """What a command prints: progress, results, and errors in one line."""
 
 import contextlib
+import io
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ from lesion.errors import LesionError
 
 TABLE_WIDTH = 110
 """Columns that the table of results needs: on a narrower terminal its lines wrap, but no number is cut short."""
+LONGEST_LINE = 2000
+"""Characters of an error that are printed."""
 SPEED_WINDOW = 60
 """Seconds over which the time left is estimated."""
 
@@ -99,5 +103,27 @@ def errors_in_one_line(debug: bool) -> Iterator[None]:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    typer.echo(" ".join(line.split()), err=True)
+    typer.echo(shown(" ".join(line.split())), err=True)
     raise typer.Exit(code)
+
+
+def shown(text: str) -> str:
+    """Text from files, as a terminal may have it: no control characters, and no more of it than anybody reads."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST_LINE])
+    return plain + (" …" if len(text) > LONGEST_LINE else "")
+
+
+def plus_minus() -> str:
+    """The sign between a number and its error, in what the terminal can write."""
+    try:
+        "±".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return "+-"
+    return "±"
+
+
+def write_anything() -> None:
+    """Characters that the terminal's encoding lacks are escaped; they are not the end of a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lesion.cli.console import TABLE_WIDTH, Output, errors_in_one_line, progress_on
+from lesion.cli.console import TABLE_WIDTH, Output, errors_in_one_line, plus_minus, progress_on, shown
 from lesion.cli.options import (
     BadRowOption,
     BatchOption,
@@ -217,7 +217,7 @@ def _say(outcome: Any, page: Path, output: Output) -> None:
     if outcome.resumed_complete:
         output.console.print("This run was complete already; its report was written again.", markup=False)
     for warning in outcome.warnings:
-        output.console.print(f"warning: {warning}", markup=False)
+        output.console.print(shown(f"warning: {warning}"), markup=False)
     if output.as_json:
         summary = {
             "run": str(outcome.path),
@@ -251,6 +251,6 @@ def _print_table(table: Any, console: Console) -> None:
     for heading in measures.values():
         shown.add_column(heading, justify="right")
     for row in table.sort_values(["intervention", "layer"], kind="stable").to_dict("records"):
-        cells = [f"{row[name]:.3f} ± {row[f'{name}_sem']:.3f}" for name in measures]
+        cells = [f"{row[name]:.3f} {plus_minus()} {row[f'{name}_sem']:.3f}" for name in measures]
         shown.add_row(str(row["layer"]), row["intervention"], *cells)
     console.print(shown)

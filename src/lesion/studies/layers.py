@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,11 @@ def prepare(
     """Opens model and data, and checks everything that was asked against them; arguments are those of `layers`."""
     _check(interventions)
     base = [parse(edit) for edit in edits]
-    opened = open_model(model, tokenizer=tokenizer, **asdict(loading or Loading()))
+
+    def expects(n_layers: int) -> None:
+        ask(n_layers, interventions, layers, base)
+
+    opened = open_model(model, tokenizer=tokenizer, **asdict(loading or Loading()), expects=expects)
     asked = ask(opened.anatomy.n_layers, interventions, layers, base)
     reading = reading or Reading()
     documents = open_data(data, opened, reading, seed=seed)
@@ -277,6 +281,7 @@ def measure(
     outcome = Outcome(tables, folder.path if folder else None, warnings, partial=partial)
     if folder:
         _keep(folder, outcome, bench.plan, sum(lengths), time.monotonic() - started, model)
+        return replace(outcome, warnings=folder.manifest["warnings"])  # the folder's own among them
     return outcome
 
 
@@ -288,6 +293,7 @@ def _job(model: Model, bench: Bench, asked: LayerSweep, loading: Loading) -> Job
         allow_pickle=loading.allow_pickle,
         stream=loading.stream,
         max_memory=loading.max_memory,
+        ignore_remote_code=loading.ignore_remote_code,
     )
     return Job.of(how, model, bench, asked.base)
 

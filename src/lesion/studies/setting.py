@@ -85,6 +85,7 @@ def open_model(
     stream: bool | None = None,
     max_memory: int | None = None,
     ignore_remote_code: bool = False,
+    expects: Callable[[int], None] | None = None,
 ) -> Model:
     """A model by name, by folder, or one that is in memory already.
 
@@ -115,6 +116,7 @@ def open_model(
         stream=stream,
         max_memory=max_memory,
         ignore_remote_code=ignore_remote_code,
+        expects=expects,
     )
 
 

@@ -33,10 +33,18 @@ class Loading:
     allow_pickle: bool
     stream: bool | None
     max_memory: int | None
+    ignore_remote_code: bool = False
 
     @classmethod
     def of(
-        cls, model: Model, *, dtype: str, allow_pickle: bool, stream: bool | None, max_memory: int | None
+        cls,
+        model: Model,
+        *,
+        dtype: str,
+        allow_pickle: bool,
+        stream: bool | None,
+        max_memory: int | None,
+        ignore_remote_code: bool = False,
     ) -> "Loading":
         """How a model that was loaded with these options is loaded again.
 
@@ -51,7 +59,8 @@ class Loading:
             )
         folder = os.path.abspath(folder)  # noqa: PTH100  (a link stays one)
         device = model.anatomy.device.type
-        return cls(folder, _name_elsewhere(model.name, folder), device, dtype, allow_pickle, stream, max_memory)
+        elsewhere = _name_elsewhere(model.name, folder)
+        return cls(folder, elsewhere, device, dtype, allow_pickle, stream, max_memory, ignore_remote_code)
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,7 @@ class Job:
             allow_pickle=how.allow_pickle,
             stream=how.stream,
             max_memory=how.max_memory,
+            ignore_remote_code=how.ignore_remote_code,
         )
         if model.fingerprint != self.fingerprint:
             raise ModelError(
