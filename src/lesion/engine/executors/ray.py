@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,17 @@ from lesion.engine.executors.travel import Packed, pack
 from lesion.engine.sweep import Advance, Done
 from lesion.errors import InputError
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""A local Ray reports to nobody, and leaves CUDA_VISIBLE_DEVICES alone where an actor asks for no GPU."""
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+}
+"""Ray reports to nobody, leaves CUDA_VISIBLE_DEVICES alone where an actor asks for no GPU, and prints none of what its
+processes say about dead workers (it would be on standard output; `Lost` has the reason)."""
 OBJECT_STORE_BYTES = 256 << 20
 """Room for what travels beside the data of the job."""
+PROBE_SECONDS = 10
+"""How long a cluster's address may take to answer; Ray itself goes on asking for many minutes."""
 LONGEST_FOLDER = 40
 """Characters of a folder in which Ray's sockets still get names that the system accepts."""
 logger = logging.getLogger(__name__)
@@ -43,8 +51,8 @@ class Seat:
         threads: that torch computes with; None leaves them.
     """
 
-    cpus: float
-    gpus: float
+    cpus: int
+    gpus: int
     node: str | None
     device: str
     threads: int | None
@@ -171,29 +179,51 @@ def _seats(ray: Any, device: str, workers: int | None) -> list[Seat]:
 @contextlib.contextmanager
 def _ray(address: str | None, packed: Packed) -> Iterator[Any]:
     """Ray, joined or started; what was started ends with the block, and its folder goes."""
-    import ray
-
-    if ray.is_initialized():
-        if address not in (None, "auto"):
-            raise InputError(f"this process is connected to a Ray already; it cannot join {address} too")
-        yield ray  # the caller's own: it stays as it is
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_environment(QUIET))
+        import ray
+
+        if ray.is_initialized():  # the caller's own: it stays as it is
+            if address not in (None, "auto"):
+                raise InputError(f"this process is connected to a Ray already; it cannot join {address} too")
+            yield ray
+            return
         if address is None:
             size = OBJECT_STORE_BYTES + 2 * (len(packed.content) + sum(array.nbytes for array in packed.arrays))
             folder = stack.enter_context(_short_folder())
-            options: dict[str, Any] = {"_temp_dir": folder, "include_dashboard": False, "object_store_memory": size}
+            _init(ray, "local", _temp_dir=folder, include_dashboard=False, object_store_memory=size)
         else:
-            options = {"address": address}
-        try:
-            with _environment(QUIET), _signals_kept():
-                ray.init(**quiet, **options)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-            where = f"reached at {address}" if address else "started on this machine"
-            raise InputError(f"Ray cannot be {where}: {str(error).strip().splitlines()[0]}") from None
+            _refuse_silent(address)
+            _init(ray, address)
         stack.callback(ray.shutdown)
         yield ray
+
+
+def _init(ray: Any, address: str, **options: Any) -> None:
+    try:
+        with _signals_kept():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if address == "local":
+            raise InputError(f"Ray cannot be started on this machine: {reason}") from None
+        raise InputError(
+            f"Ray cannot be reached at {address}: {reason}; where a cluster asks for a token, set RAY_AUTH_MODE=token"
+        ) from None
+
+
+def _refuse_silent(address: str) -> None:
+    """Raises InputError if nobody listens at `[ray://]host:port`."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():  # `auto`, which Ray looks up on this machine
+        return
+    try:
+        socket.create_connection((host, int(port)), PROBE_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"Ray cannot be reached at {address}: {reason}; `ray status` there says whether it runs"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -223,11 +253,11 @@ def _signals_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Environment variables for the processes that are started in the block, unless the user has set them."""
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
+    """Environment variables in the block, unless the user has set them; what Ray adds to them goes too."""
+    before = set(os.environ)
+    os.environ.update({name: value for name, value in variables.items() if name not in before})
     try:
         yield
     finally:
-        for name in added:
+        for name in [name for name in os.environ if name.startswith("RAY_") and name not in before]:
             del os.environ[name]
