@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lesion.anatomy import SITES, Anatomy, dissect
 from lesion.anatomy.files import fingerprint_in_memory
-from lesion.engine.checks import CHECKS, Finding, Measured, rounding, run_checks
+from lesion.engine.checks import CHECKS, Finding, Measured, run_checks
+from lesion.engine.checks.comparing import difference, rounding
 from lesion.engine.samples import Samples, image_samples, text_samples
 from lesion.errors import InputError, MemoryShortError, NonFiniteError
 from lesion.interventions.hooks import Hook
@@ -402,7 +403,7 @@ def test_memory_that_runs_out_is_no_wrong_anatomy(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     anatomy = dissect(tiny_model("llama"))
-    monkeypatch.setattr("lesion.engine.checks._logits", fail)
+    monkeypatch.setattr("lesion.engine.checks.whole.logits", fail)
     with pytest.raises(MemoryShortError, match="shorter --context"):
         CHECKS["same bits twice"](anatomy, samples("llama"))
 
@@ -424,6 +425,14 @@ def test_rounding_of_halves_grows_with_depth() -> None:
     assert rounding(single) == 1e-5
     assert rounding(deeper) == 2 * rounding(half)
     assert rounding(half) == 4 * 2**-7 * 6**0.5
+
+
+def test_differences() -> None:
+    """Shares of the largest number; overflow on both sides is equal, on one side infinitely off."""
+    a, b = torch.tensor([[1.0, -4.0]]), torch.tensor([[1.0, -3.0]])
+    infinite = torch.tensor([[1.0, float("inf")]])
+    assert (difference(b, a), difference(a, a), difference(infinite, infinite)) == (0.25, 0.0, 0.0)
+    assert difference(infinite, a) == difference(a, infinite) == difference(a, 0 * a) == float("inf")
 
 
 def test_samples() -> None:
