@@ -3,19 +3,21 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lesion.anatomy import SITES, Anatomy, dissect
+from lesion.anatomy import SITES, Anatomy, dissect, load
 from lesion.anatomy.files import fingerprint_in_memory
 from lesion.engine.checks import CHECKS, Finding, Measured, run_checks
 from lesion.engine.checks.comparing import difference, rounding
 from lesion.engine.samples import Samples, image_samples, text_samples
 from lesion.errors import InputError, MemoryShortError, NonFiniteError
 from lesion.interventions.hooks import Hook
+from tests.anatomy.test_packed import LLAMA, WAYS, needs_library, packed_folder
 from tests.support import TINY, tiny_model, token_documents
 
 ALL = {*CHECKS, "weights unchanged"}
@@ -444,3 +446,21 @@ def test_samples() -> None:
     assert samples("llama", (8, 40)).short.n_tokens == 4
     with pytest.raises(InputError, match="four tokens or more"):
         samples("llama", (3, 40))
+
+
+@pytest.mark.parametrize("name", ["plain transformers", "head = columns of W_O", "neurons = columns of W_out"])
+def test_packed_weights_are_not_read_as_numbers(name: str) -> None:
+    anatomy = dissect(tiny_model("llama"))
+    assert CHECKS[name](anatomy, samples("llama")).verdict == "ok"
+    anatomy.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    finding = CHECKS[name](anatomy, samples("llama"))
+    assert finding.verdict == "not applicable"
+    assert "packed" in finding.detail
+
+
+@needs_library
+@pytest.mark.parametrize("way", WAYS)
+def test_packed_models_keep_the_contract(tiny_folder: Path, tmp_path: Path, way: str) -> None:
+    findings = run_checks(load(packed_folder(tmp_path, tiny_folder, way, **LLAMA)).anatomy, samples("llama"))
+    assert verdicts(findings, "WRONG") == set()
+    assert len(verdicts(findings, "not applicable")) == 3
