@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -23,6 +24,7 @@ from lesion.engine import Bench, Here, Plan, SweepState, lay_out, make_runner, s
 from lesion.engine.executors import Job, Loading, Processes, local_devices, make_executor, read_choice
 from lesion.engine.executors.dispatch import Dispatch, Event, Finished, Lost, Ready, Refused, Told
 from lesion.engine.executors.job import _name_elsewhere
+from lesion.engine.executors.ray import RayActors, Seat, _environment, _seats
 from lesion.engine.executors.station import Station
 from lesion.engine.executors.travel import pack, unpack
 from lesion.engine.maker import Maker, unlike
@@ -405,8 +407,6 @@ def test_no_worker_outlives_its_driver(signal_number: signal.Signals, tmp_path: 
 def test_ray_gives_the_bits_of_a_run_here_and_leaves_out_a_poison_shard(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from lesion.engine.executors.ray import RayActors
-
     job, bench = job_of(tmp_path, {2: KILL, 4: FAIL})
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     seen: list[tuple[int, int]] = []
@@ -421,11 +421,35 @@ def test_ray_gives_the_bits_of_a_run_here_and_leaves_out_a_poison_shard(
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_actor_sits_at_each_gpu_or_at_each_nodes_cpu() -> None:
+    def cluster(*resources: dict[str, float]) -> SimpleNamespace:
+        nodes = [{"Alive": True, "NodeID": f"node{i}", "Resources": found} for i, found in enumerate(resources)]
+        return SimpleNamespace(
+            nodes=lambda: [*nodes, {"Alive": False, "NodeID": "gone", "Resources": {"CPU": 8, "GPU": 8}}]
+        )
+
+    mixed = cluster({"CPU": 4.0}, {"CPU": 16.0, "GPU": 2.0}, {})
+    assert _seats(mixed, "cuda", None) == [Seat(1, 1, None, "cuda:0", None)] * 2
+    assert _seats(mixed, "cpu", None) == [Seat(4, 0, "node0", "cpu", 4), Seat(16, 0, "node1", "cpu", 16)]
+    assert _seats(cluster({"CPU": 4.0}), "cpu", 2) == [Seat(2, 0, "node0", "cpu", 2)] * 2
+    with pytest.raises(InputError, match="Ray has no GPU"):
+        _seats(cluster({"CPU": 4.0}), "cuda", None)
+    with pytest.raises(InputError, match="Ray has no CPU"):
+        _seats(cluster({}), "cpu", None)
+
+
+def test_an_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_KEPT", "mine")
+    with _environment({"RAY_KEPT": "other", "RAY_ADDED": "1"}):
+        os.environ["RAY_BY_RAY"] = "1"
+        assert (os.environ["RAY_KEPT"], os.environ["RAY_ADDED"]) == ("mine", "1")
+    assert {name for name in os.environ if name.startswith("RAY_")} >= {"RAY_KEPT"}
+    assert not {"RAY_ADDED", "RAY_BY_RAY"} & set(os.environ)
+
+
 @needs_ray
 @pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    from lesion.engine.executors.ray import RayActors
-
     job, bench = job_of(tmp_path, {})
     with pytest.raises(InputError, match=r"^Ray cannot be reached at 127.0.0.1:9: .+"):
         sweep(bench, executor=RayActors(job, "127.0.0.1:9"))

@@ -106,7 +106,7 @@ class Job:
         """Loads the model and lays out the sweep.
 
         Args:
-            device: `cpu`, `cuda` or `cuda:N`.
+            device: `cpu` or `cuda:N`.
             elsewhere: on a machine that may have the model in another place.
             threads: that torch computes with from now on in this process; None leaves them.
 

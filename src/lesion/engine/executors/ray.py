@@ -163,7 +163,7 @@ def _seats(ray: Any, device: str, workers: int | None) -> list[Seat]:
         gpus = int(sum(node["Resources"].get("GPU", 0) for node in nodes))
         if not gpus:
             raise InputError("the model was loaded on a GPU, and Ray has no GPU; add one, or pass --device cpu")
-        return [Seat(cpus=1, gpus=1, node=None, device="cuda", threads=None)] * gpus
+        return [Seat(cpus=1, gpus=1, node=None, device="cuda:0", threads=None)] * gpus  # Ray shows each its own
     found = []
     for node in nodes:
         cpus = int(node["Resources"].get("CPU", 0))
