@@ -101,7 +101,9 @@ def test_identity_edits_change_no_bit(name: str) -> None:
     whole = logits_of(model, batch)
     with identity.on(model):
         assert torch.equal(logits_of(model, batch), whole)
-    doubled = Intervention("double", edits=(ActivationEdit(1, "z", lambda x: 2 * x),))
+    # half of z: a norm behind the output projection, as Gemma 2 has it, undoes a doubling of all of it
+    half = torch.arange(dissect(model).d_z) % 2 + 1
+    doubled = Intervention("double", edits=(ActivationEdit(1, "z", lambda x: half * x),))
     with doubled.on(model):
         assert not torch.equal(logits_of(model, batch), whole)
 

@@ -195,7 +195,7 @@ def _build(
 
     architecture = getattr(transformers, family.architectures[0])
     packed = "quantization_config" in stored
-    with _quiet_transformers(), _refusals(folder):
+    with quiet_transformers(), _refusals(folder):
         names = CONFIG_MAPPING[family.model_type].attribute_map
         refuse_implausible(folder, stored, names, shapes_of(weights))
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -307,7 +307,7 @@ def _tokenizer(folder: Path, family: Family) -> Any:
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
     if not any((folder / name).is_file() for name in names):
         raise ModelError(f"{folder} has no tokenizer: none of {', '.join(names)} is there")
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except UnpicklingError:
@@ -322,7 +322,7 @@ def _image_processor(folder: Path, family: Family) -> Any:
         return None
     from transformers import AutoImageProcessor
 
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except REFUSALS as error:
@@ -330,7 +330,7 @@ def _image_processor(folder: Path, family: Family) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """transformers' loading report is replaced by our own errors."""
     from transformers.utils import logging
 

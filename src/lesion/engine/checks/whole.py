@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from lesion.anatomy import Anatomy
-from lesion.anatomy.load import _quiet_transformers
+from lesion.anatomy.load import quiet_transformers
 from lesion.engine.checks.comparing import (
     difference,
     exact_but_for_experts,
@@ -95,7 +95,7 @@ def _plain_copy(anatomy: Anatomy) -> nn.Module:
     config = copy.deepcopy(anatomy.config)
     config._attn_implementation = None  # the default
     name = type(anatomy.model).__name__
-    with _quiet_transformers():
+    with quiet_transformers():
         plain, info = getattr(transformers, name).from_pretrained(
             None,
             config=config,
