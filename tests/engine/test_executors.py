@@ -28,8 +28,11 @@ from lesion.engine.executors.ray import RayActors, Seat, _environment, _seats
 from lesion.engine.executors.station import Station
 from lesion.engine.executors.travel import pack, unpack
 from lesion.engine.maker import Maker, unlike
+from lesion.engine.state import save_state
 from lesion.errors import InputError, InterventionError, LesionError, ModelError, NonFiniteError
 from lesion.interventions import combine, drop, drop_attn, drop_mlp, swap
+from lesion.results import ShardStore
+from lesion.studies.layers_results import warnings_of
 from tests.conftest import SENTENCES
 from tests.engine.exec_data import FAIL, KILL, Faulty
 from tests.support import Documents, save_tiny_folder, tiny_model, token_documents
@@ -202,6 +205,18 @@ def test_unlike_makers_are_named_and_alike_ones_are_not() -> None:
     assert "gpu1" in named
     assert ME.device in named
     assert unlike([ME, replace(ME, threads=ME.threads + 1)])
+
+
+def test_a_run_whose_shards_unlike_machines_made_says_so_also_after_a_resume(tmp_path: Path) -> None:
+    _, bench = job_of(tmp_path, {})
+    for other, expected in ((ME, 0), (replace(ME, device="another"), 1)):
+        store = ShardStore(tmp_path / other.device, "plan")
+        earlier = SweepState.empty(len(bench.lanes), 1)
+        earlier.made_by = {other}
+        save_state(store, 0, earlier)
+        state = sweep(bench, store=store)
+        assert state.made_by == {ME, other}
+        assert len([line for line in warnings_of(state, bench) if "unlike machines" in line]) == expected
 
 
 @pytest.mark.parametrize("spec", ["", "Here", "local:0", "local:", "local:two", "local:-1", "ray:", "ray: ", "slurm:4"])

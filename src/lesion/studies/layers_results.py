@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lesion.engine import METRICS, Bench, Incident, SweepState
+from lesion.engine.maker import unlike
 from lesion.interventions import Intervention
 from lesion.statistics import ClusteredMean
 
@@ -81,4 +82,6 @@ def _shortfalls(state: SweepState, bench: Bench) -> list[str]:
             f"{state.halved} batches did not fit into memory and were run in halves: "
             "numbers may differ in their last bits from those of a machine with more"
         )
+    if shared := unlike(state.made_by):
+        lines.append(shared)
     return lines
