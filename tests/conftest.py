@@ -14,18 +14,14 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where other work shares the machine
+
 SENTENCES = [
     "the cat sat on the mat and looked at the moon for a long time",
     "a model is a machine that guesses the next word of a sentence",
     "if a part of it is taken away, the guesses change or they do not",
     "she wrote it down, counted twice, and went to bed before midnight",
 ]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tiny models gain nothing from threads, and lose much where other work shares the machine."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -108,9 +108,10 @@ def _end(line: str, code: int) -> NoReturn:
 
 
 def shown(text: str) -> str:
-    """Text from files, as a terminal may have it: no control characters, and no more of it than anybody reads."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST_LINE])
-    return plain + (" …" if len(text) > LONGEST_LINE else "")
+    """Text from files, as a terminal may have it: no control characters, and its middle left out where it is long."""
+    if len(text) > LONGEST_LINE:
+        text = f"{text[: LONGEST_LINE // 2]} … {text[-LONGEST_LINE // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def plus_minus() -> str:

@@ -1,11 +1,13 @@
 """What every layer does to the prediction: dropped, swapped, without its attention or its MLP (paper `stages`)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lesion.anatomy import Anatomy, Model
@@ -272,9 +274,8 @@ def measure(
         with on_demand(anatomy, model.streamed):
             verify(anatomy, data.batch([telling_document(lengths)]).to(anatomy.device))
         store = folder.shard_store(_shard_key(bench.plan, anatomy)) if folder else None
-        if others and model.streamed is None:
-            anatomy.model.to("cpu")  # the workers need the room on the device
-        state = sweep(bench, store=store, progress=progress, executor=others or Here(runner))
+        with _off_its_gpu(model) if others else nullcontext():
+            state = sweep(bench, store=store, progress=progress, executor=others or Here(runner))
     tables = tables_of(state, asked, data.domains, anatomy.n_layers)
     warnings = [*notes, *warnings_of(state, bench)]
     partial = bool(state.incidents or state.failed)
@@ -283,6 +284,21 @@ def measure(
         _keep(folder, outcome, bench.plan, sum(lengths), time.monotonic() - started, model)
         return replace(outcome, warnings=folder.manifest["warnings"])  # the folder's own among them
     return outcome
+
+
+@contextmanager
+def _off_its_gpu(model: Model) -> Iterator[None]:
+    """Moves a model to the host while workers, which have their own, need the room on the GPU."""
+    device = model.anatomy.device
+    if device.type != "cuda" or model.streamed is not None:
+        yield
+        return
+    model.anatomy.model.to("cpu")
+    torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        model.anatomy.model.to(device)
 
 
 def _job(model: Model, bench: Bench, asked: LayerSweep, loading: Loading) -> Job:
