@@ -10,7 +10,7 @@ demo: install
 	$(BIN)/lesion demo --overwrite
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not gpu and not hub"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not gpu and not hub"
 
 install: $(INSTALLED)
 
