@@ -442,3 +442,27 @@ def test_weights_that_change_while_they_are_loaded(folder: Path, monkeypatch: py
     monkeypatch.setattr(files, "fingerprint", meanwhile)
     with pytest.raises(ModelError, match="changed while they were read"):
         load(folder)
+
+
+def test_links(folder: Path, tmp_path: Path) -> None:
+    """A folder may be a link, a file in it only to the folder itself or to the blobs of the hub's cache."""
+    (tmp_path / "linked").symlink_to(folder)
+    expected = load(folder).fingerprint
+    assert load(tmp_path / "linked").fingerprint == expected
+    weights = folder / "model.safetensors"
+    weights.rename(folder / "kept")
+    weights.symlink_to("kept")
+    assert load(folder).fingerprint == expected
+    weights.unlink()
+    (folder / "kept").rename(tmp_path / "elsewhere")
+    weights.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match=r"link out of its folder, to .*elsewhere"):
+        load(folder)
+    cache = tmp_path / "models--owner--name"
+    (cache / "snapshots").mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    (tmp_path / "elsewhere").rename(cache / "blobs" / "abc")
+    weights.unlink()
+    folder.rename(cache / "snapshots" / "commit")
+    (cache / "snapshots" / "commit" / "model.safetensors").symlink_to("../../blobs/abc")
+    assert load(cache / "snapshots" / "commit").fingerprint == expected

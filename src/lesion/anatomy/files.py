@@ -78,16 +78,33 @@ def weight_files(folder: Path, *, allow_pickle: bool, packed: bool = False) -> l
                 f"{folder} holds only pickled weights (pytorch_model.bin), which can run code when opened; "
                 "convert them to safetensors, or pass --allow-pickle to read the tensors and nothing else"
             )
-        return sorted(folder.glob("pytorch_model*.bin"))
+        pickles = sorted(folder.glob("pytorch_model*.bin"))
+        for path in pickles:
+            _refuse_link(folder, path)
+        return pickles
     elif (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder} is an adapter without its base model; merge it into the base first")
     else:
         raise ModelError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there")
     for path in files:
+        _refuse_link(folder, path)
         header = check_safetensors(path)
         if not packed:
             _refuse_packed(path, header)
     return files
+
+
+def _refuse_link(folder: Path, path: Path) -> None:
+    """A link that leaves the folder may lead anywhere; those of the hub's cache lead to its store of blobs.
+
+    The folder itself may be a link.
+    """
+    if not path.is_symlink():
+        return
+    home, target = folder.resolve(), path.resolve()
+    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
+    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
+        raise ModelError(f"{path} is a link out of its folder, to {target}; give the folder that holds the file itself")
 
 
 def _refuse_packed(path: Path, header: dict[str, Any]) -> None:
