@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lesion.anatomy import load
+    from lesion.anatomy import Loading, load
     from lesion.data import load_images, load_text
     from lesion.errors import LesionError
     from lesion.interventions import Intervention, combine, drop, drop_attn, drop_mlp, parse, swap
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Intervention": "lesion.interventions",
     "LesionError": "lesion.errors",
+    "Loading": "lesion.anatomy",
     "Outcome": "lesion.studies.setting",
     "Reading": "lesion.studies.setting",
     "check": "lesion.studies.check",
@@ -33,6 +34,7 @@ _HOMES = {
 __all__ = [
     "Intervention",
     "LesionError",
+    "Loading",
     "Outcome",
     "Reading",
     "check",

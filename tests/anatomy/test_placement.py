@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lesion.anatomy import load, placement
+from lesion.anatomy import Loading, load, placement
 from lesion.anatomy.placement import Need, amount, fits, free_memory, room_for_hidden_states
 from lesion.errors import InputError, ModelError
 from lesion.studies.setting import open_model
@@ -60,7 +60,7 @@ def test_who_streams(tiny_folder: Path) -> None:
     assert load(tiny_folder, max_memory=2 * need).streamed is None
     assert load(tiny_folder, max_memory=need, stream=False).streamed is None
     with pytest.raises(InputError, match="in memory cannot be read block by block"):
-        open_model(load(tiny_folder), stream=True)
+        open_model(load(tiny_folder), loading=Loading(stream=True))
 
 
 def test_pickles_cannot_be_streamed(tiny_folder: Path, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lesion.anatomy import adopt, load
+from lesion.anatomy import Loading, adopt, load
 from lesion.data import load_images, load_text
 from lesion.engine import Bench, Here, Plan, SweepState, lay_out, make_runner, sweep
-from lesion.engine.executors import Job, Loading, Processes, local_devices, make_executor, read_choice
+from lesion.engine.executors import Job, Processes, Source, local_devices, make_executor, read_choice
 from lesion.engine.executors.dispatch import Dispatch, Event, Finished, Lost, Ready, Refused, Told
 from lesion.engine.executors.job import _name_elsewhere
 from lesion.engine.executors.ray import RayActors, Seat, _environment, _seats
@@ -52,8 +52,7 @@ def job_of(folder: Path, faults: dict[int, str], *, stream: bool | None = None) 
     model = load(folder / "model", device="cpu", stream=stream)
     data = Faulty(token_documents(320, [40, 40, 36, 20, 40, 12]), faults, folder)
     bench = Bench(model.anatomy, data, lay_out(INTERVENTIONS, 3, base=BASE), PLAN)
-    loading = Loading.of(model, dtype="auto", allow_pickle=False, stream=stream, max_memory=None)
-    return Job.of(loading, model, bench, BASE), bench
+    return Job.of(Source.of(model, Loading(stream=stream)), model, bench, BASE), bench
 
 
 def assert_same_bits(a: SweepState, b: SweepState) -> None:
@@ -311,13 +310,13 @@ def test_a_job_lays_out_the_lanes_that_it_was_made_for(tmp_path: Path) -> None:
     renamed = replace(drop(1), name="drop:2")
     model = load(tmp_path / "model", device="cpu")
     with pytest.raises(InterventionError, match="is not what its name says"):
-        Job.of(job.loading, model, replace(bench, lanes=lay_out([renamed], 3)), None)
+        Job.of(job.source, model, replace(bench, lanes=lay_out([renamed], 3)), None)
 
 
 def test_only_a_model_with_files_can_be_opened_again(tmp_path: Path) -> None:
     model = adopt(tiny_model("gpt2"), None)
     with pytest.raises(InputError, match="is in memory, where other processes cannot get it"):
-        Loading.of(model, dtype="auto", allow_pickle=False, stream=None, max_memory=None)
+        Source.of(model, Loading())
     job, _ = job_of(tmp_path, {})
     assert job.open("cpu").bench.anatomy.n_layers == 3
     with pytest.raises(ModelError, match="not the model that this run was started with"):
@@ -390,7 +389,7 @@ def test_errors_of_a_worker_are_the_drivers(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_processes_stream_blocks_from_disk(tmp_path: Path) -> None:
     job, bench = job_of(tmp_path, {})
-    streamed = replace(job, loading=replace(job.loading, stream=True))
+    streamed = replace(job, source=replace(job.source, loading=replace(job.source.loading, stream=True)))
     assert_same_bits(sweep(bench, executor=Processes(streamed, ["cpu"])), here_without(bench))
 
 

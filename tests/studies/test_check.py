@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import lesion
-from lesion.anatomy import known_families, load
+from lesion.anatomy import Loading, known_families, load
 from lesion.anatomy.family import NOT_STUDIED
 from lesion.engine.checks import CHECKS
 from lesion.errors import InputError, ModelError
@@ -62,7 +62,7 @@ def test_pictures_are_digits_unless_others_are_given(tmp_path: Path) -> None:
 
 
 def test_facts(tiny_folder: Path, text_file: Path) -> None:
-    facts = examine(tiny_folder, str(text_file), dtype="bfloat16").facts()
+    facts = examine(tiny_folder, str(text_file), loading=Loading(dtype="bfloat16")).facts()
     assert (facts["d_head"], facts["dtype"], facts["device"], facts["n_kv_heads"]) == (16, "bfloat16", "cpu", 2)
 
 

@@ -32,6 +32,18 @@ REFUSALS = (
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How a model is loaded: the arguments of `load`, for those who load it later, or elsewhere."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    allow_pickle: bool = False
+    stream: bool | None = None
+    max_memory: int | None = None
+    ignore_remote_code: bool = False
+
+
+@dataclass(frozen=True)
 class Model:
     """A loaded model and what is needed to say later which one it was.
 

@@ -21,6 +21,7 @@ from lesion.cli.options import (
     JsonOption,
     PickleOption,
     QuietOption,
+    RemoteCodeOption,
 )
 
 WRONG = 1
@@ -39,6 +40,7 @@ def check(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     allow_pickle: PickleOption = False,
+    ignore_remote_code: RemoteCodeOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -50,6 +52,7 @@ def check(
     """
     console = Console(stderr=True, quiet=quiet or as_json, highlight=False)
     with errors_in_one_line(debug), _nothing_to_go_on_with(debug):
+        from lesion.anatomy import Loading
         from lesion.engine import keep_pages
         from lesion.studies.check import examine
 
@@ -60,8 +63,8 @@ def check(
                 INTERRUPTS.check()
                 status.update(name)
 
-            options: dict[str, Any] = {"device": device, "dtype": dtype, "allow_pickle": allow_pickle}
-            found = examine(model, data, context=context, before=before, **options)
+            loading = Loading(device, dtype, allow_pickle, ignore_remote_code=ignore_remote_code)
+            found = examine(model, data, context=context, before=before, loading=loading)
     if as_json:
         typer.echo(json.dumps(_summary(found)))
     elif not quiet:

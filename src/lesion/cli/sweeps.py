@@ -78,6 +78,7 @@ def layers(
             "layers": None if layers is None else ranges(layers),
             "edits": edit or [],
             "batch_size": chosen_batch_size(batch_size),
+            "seed": seed,
         }
         run = _forecast_layers if dry_run else _run_layers
         run(
@@ -86,7 +87,6 @@ def layers(
             asked,
             {"tokens": tokens, "context": context, "bos": bos.value, "pack": pack, "on_bad_row": on_bad_row.value},
             {
-                "seed": seed,
                 "device": device,
                 "dtype": dtype,
                 "allow_pickle": allow_pickle,
@@ -128,6 +128,7 @@ def _run_layers(
     executor: str,
     output: Output,
 ) -> None:
+    from lesion.anatomy import Loading
     from lesion.engine import keep_pages
     from lesion.report import write_report
     from lesion.studies.layers import layers
@@ -139,9 +140,9 @@ def _run_layers(
             model,
             data,
             **asked,
-            **loading,
-            executor=executor,
             reading=Reading(**reading),
+            loading=Loading(**loading),
+            executor=executor,
             out=output.out or Path("runs"),
             name_folder=output.out is None,
             resume=output.resume,
@@ -163,13 +164,13 @@ def _forecast_layers(
     executor: str,
     output: Output,
 ) -> None:
+    from lesion.anatomy import Loading
     from lesion.engine import keep_pages
     from lesion.studies.layers import forecast_layers, prepare
-    from lesion.studies.setting import Loading, Reading
+    from lesion.studies.setting import Reading
 
     keep_pages()
-    seed = loading.pop("seed")
-    prepared = prepare(model, data, **asked, seed=seed, reading=Reading(**reading), loading=Loading(**loading))
+    prepared = prepare(model, data, **asked, reading=Reading(**reading), loading=Loading(**loading))
     found = forecast_layers(prepared, batch_size=asked["batch_size"], max_memory=loading["max_memory"])
     if output.as_json:
         typer.echo(json.dumps(asdict(found)))

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from lesion.anatomy import Model
+from lesion.anatomy import Loading, Model
 from lesion.data import ImageData, TextData
 from lesion.engine.checks import Finding, run_checks
 from lesion.engine.samples import Samples, image_samples, text_samples
@@ -59,9 +59,7 @@ def check(
     *,
     context: int | None = None,
     tokenizer: Any = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    allow_pickle: bool = False,
+    loading: Loading | None = None,
 ) -> pd.DataFrame:
     """Checks on a model's own weights what every study takes for granted.
 
@@ -69,6 +67,7 @@ def check(
         model: a folder, hub id or `zoo:NAME`, or a model in memory (with `tokenizer`).
         data: DATA of the command line; None reads the standard library, or the embedded digits for an image model.
         context: tokens of the longer document at most; None takes 256, or the model's positions if they are fewer.
+        loading: how the model is loaded: device, dtype …
 
     Returns:
         A row a check: `check`, `verdict` (`ok`, `not applicable`, `WRONG`), `found` (for logits: the greatest
@@ -77,9 +76,7 @@ def check(
     Raises:
         LesionError: anything that a user can mend, in one line; a check that fails is a row, not an error.
     """
-    return examine(
-        model, data, context=context, tokenizer=tokenizer, device=device, dtype=dtype, allow_pickle=allow_pickle
-    ).table()
+    return examine(model, data, context=context, tokenizer=tokenizer, loading=loading).table()
 
 
 def examine(
@@ -88,9 +85,7 @@ def examine(
     *,
     context: int | None = None,
     tokenizer: Any = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    allow_pickle: bool = False,
+    loading: Loading | None = None,
     before: Callable[[str], None] = lambda name: None,
 ) -> Examination:
     """As `check`, with the model.
@@ -98,7 +93,7 @@ def examine(
     Args:
         before: told the name of each check before it runs.
     """
-    opened = open_model(model, tokenizer=tokenizer, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    opened = open_model(model, tokenizer=tokenizer, loading=loading)
     if opened.streamed is not None:
         raise ModelError(
             f"{opened.name} does not fit into the memory of {opened.anatomy.device}, and checks run the whole model; "

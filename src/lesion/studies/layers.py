@@ -3,14 +3,14 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lesion.anatomy import Anatomy, Model
+from lesion.anatomy import Anatomy, Loading, Model
 from lesion.data import ImageData, TextData
 from lesion.engine import (
     Bench,
@@ -28,13 +28,12 @@ from lesion.engine import (
     telling_document,
     verify,
 )
-from lesion.engine.executors import Job, make_executor, read_choice
-from lesion.engine.executors import Loading as JobLoading
+from lesion.engine.executors import Job, Source, make_executor, read_choice
 from lesion.errors import InputError, InterventionError
 from lesion.interventions import KINDS, Intervention, combine, in_eval_mode, parse
 from lesion.results import RunFolder, digest, versions
 from lesion.studies.layers_results import LayerSweep, tables_of, warnings_of
-from lesion.studies.setting import Loading, Outcome, Reading, Study, left_out, open_data, open_model
+from lesion.studies.setting import Outcome, Reading, Study, left_out, open_data, open_model
 
 INTERVENTIONS = ("drop", "swap", "drop-attn", "drop-mlp")
 
@@ -84,15 +83,10 @@ def layers(
     layers: Sequence[int] | None = None,
     edits: Sequence[str] = (),
     reading: Reading | None = None,
+    loading: Loading | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     tokenizer: Any = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    allow_pickle: bool = False,
-    stream: bool | None = None,
-    max_memory: int | None = None,
-    ignore_remote_code: bool = False,
     executor: str = "here",
     out: Path | str | None = None,
     name_folder: bool = False,
@@ -112,11 +106,10 @@ def layers(
         interventions: of `drop`, `swap`, `drop-attn`, `drop-mlp`.
         layers: which layers; None for all. `swap` of ℓ exchanges ℓ and ℓ + 1 and so has no last layer.
         edits: changes of the model under which everything is measured, the clean lane included (`drop:3`).
+        reading: how data are read: how many tokens, how long documents may be …
+        loading: how the model is loaded: device, dtype, whether block by block …
         batch_size: documents in a batch; None fills it.
         seed: of the masking (masked models).
-        stream: leave the blocks' weights on disk and read one block at a time; None where the model has no room.
-        max_memory: bytes that weights and hidden states may take.
-        ignore_remote_code: load a model that names code of its own with transformers' own class; it is never run.
         executor: who runs the shards: `here`, `local[:N]` (processes) or `ray[:ADDRESS]`.
         out: run folder; None keeps the tables in memory. The same call again resumes it.
         name_folder: make the run folder inside `out`, named after the study, the model and a hash of the arguments.
@@ -129,7 +122,6 @@ def layers(
         LesionError: anything that a user can mend, in one line.
     """
     read_choice(executor)
-    loading = Loading(device, dtype, allow_pickle, stream, max_memory, ignore_remote_code)
     prepared = prepare(
         model,
         data,
@@ -144,7 +136,6 @@ def layers(
     )
     measuring: dict[str, Any] = {
         "batch_size": batch_size,
-        "max_memory": max_memory,
         "notes": left_out(prepared.data),
         "executor": executor,
         "loading": loading,
@@ -183,10 +174,10 @@ def prepare(
     layers: Sequence[int] | None = None,
     edits: Sequence[str] = (),
     reading: Reading | None = None,
+    loading: Loading | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     tokenizer: Any = None,
-    loading: Loading | None = None,
 ) -> Prepared:
     """Opens model and data, and checks everything that was asked against them; arguments are those of `layers`."""
     _check(interventions)
@@ -195,7 +186,7 @@ def prepare(
     def expects(n_layers: int) -> None:
         ask(n_layers, interventions, layers, base)
 
-    opened = open_model(model, tokenizer=tokenizer, **asdict(loading or Loading()), expects=expects)
+    opened = open_model(model, tokenizer=tokenizer, loading=loading, expects=expects)
     asked = ask(opened.anatomy.n_layers, interventions, layers, base)
     reading = reading or Reading()
     documents = open_data(data, opened, reading, seed=seed)
@@ -245,11 +236,10 @@ def measure(
     data: Data,
     asked: LayerSweep,
     *,
+    loading: Loading | None = None,
     batch_size: int | None = None,
-    max_memory: int | None = None,
     notes: Sequence[str] = (),
     executor: str = "here",
-    loading: Loading | None = None,
     folder: RunFolder | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -257,8 +247,8 @@ def measure(
 
     Args:
         notes: what a reader of the tables must know about the data; they come first among the warnings.
+        loading: how other processes load the model, and how much memory there is.
         executor: who runs the shards, as in `layers`.
-        loading: how other processes load the model.
 
     Raises:
         ModelError: the model is not what its anatomy says.
@@ -268,8 +258,9 @@ def measure(
     started = time.monotonic()
     anatomy, lengths = model.anatomy, [int(n) for n in data.lengths]
     bench = bench_for(model, data, asked, batch_size)
-    runner = make_runner(bench, model.streamed, max_memory)
-    others = make_executor(executor, lambda: _job(model, bench, asked, loading or Loading()))
+    loading = loading or Loading()
+    runner = make_runner(bench, model.streamed, loading.max_memory)
+    others = make_executor(executor, lambda: Job.of(Source.of(model, loading), model, bench, asked.base))
     with in_eval_mode(anatomy.model):
         with on_demand(anatomy, model.streamed):
             verify(anatomy, data.batch([telling_document(lengths)]).to(anatomy.device))
@@ -299,19 +290,6 @@ def _off_its_gpu(model: Model) -> Iterator[None]:
         yield
     finally:
         model.anatomy.model.to(device)
-
-
-def _job(model: Model, bench: Bench, asked: LayerSweep, loading: Loading) -> Job:
-    """The sweep as other processes open it."""
-    how = JobLoading.of(
-        model,
-        dtype=loading.dtype,
-        allow_pickle=loading.allow_pickle,
-        stream=loading.stream,
-        max_memory=loading.max_memory,
-        ignore_remote_code=loading.ignore_remote_code,
-    )
-    return Job.of(how, model, bench, asked.base)
 
 
 def _shard_key(plan: Plan, anatomy: Anatomy) -> str:

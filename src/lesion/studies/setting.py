@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from lesion.anatomy import Model, adopt, load
+from lesion.anatomy import Loading, Model, adopt, load
 from lesion.anatomy.files import fingerprint, weight_files
 from lesion.data import ImageData, TextData, load_images, load_text
 from lesion.errors import InputError, ModelError, RunFolderError
@@ -45,18 +45,6 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Loading:
-    """How a model is loaded; see the options of the command line of the same names, and `lesion.load`."""
-
-    device: str = "auto"
-    dtype: str = "auto"
-    allow_pickle: bool = False
-    stream: bool | None = None
-    max_memory: int | None = None
-    ignore_remote_code: bool = False
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What a study gives back.
 
@@ -79,12 +67,7 @@ def open_model(
     model: "str | Path | nn.Module | Model",
     *,
     tokenizer: Any = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    allow_pickle: bool = False,
-    stream: bool | None = None,
-    max_memory: int | None = None,
-    ignore_remote_code: bool = False,
+    loading: Loading | None = None,
     expects: Callable[[int], None] | None = None,
 ) -> Model:
     """A model by name, by folder, or one that is in memory already.
@@ -93,7 +76,8 @@ def open_model(
         ModelError: it cannot be loaded or is not supported, or its weights are elsewhere (on the meta device).
         InputError: a model in memory without its tokenizer, where text is to be read, or one to be streamed.
     """
-    if isinstance(model, Model | nn.Module) and stream:
+    loading = loading or Loading()
+    if isinstance(model, Model | nn.Module) and loading.stream:
         raise InputError("a model that is in memory cannot be read block by block; give its folder or its hub id")
     if isinstance(model, Model):
         return model
@@ -108,16 +92,7 @@ def open_model(
         if tokenizer is None and found.anatomy.objective != "image":
             raise InputError("a model in memory needs tokenizer=… beside it to read text")
         return found
-    return load(
-        model,
-        device=device,
-        dtype=dtype,
-        allow_pickle=allow_pickle,
-        stream=stream,
-        max_memory=max_memory,
-        ignore_remote_code=ignore_remote_code,
-        expects=expects,
-    )
+    return load(model, **asdict(loading), expects=expects)
 
 
 def open_data(

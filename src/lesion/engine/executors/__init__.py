@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from lesion.engine.executors.job import Job, Loading
+from lesion.engine.executors.job import Job, Source
 from lesion.engine.executors.processes import Processes
 from lesion.engine.sweep import Executor
 from lesion.errors import InputError
@@ -62,7 +62,7 @@ def make_executor(spec: str, job: Callable[[], Job]) -> Executor | None:
         return None
     if choice.kind == "local":
         described = job()
-        return Processes(described, local_devices(described.loading.device, choice.workers))
+        return Processes(described, local_devices(described.source.loading.device, choice.workers))
     from lesion.engine.executors.ray import RayActors, require_ray
 
     require_ray()
@@ -83,4 +83,4 @@ def local_devices(kind: str, workers: int | None) -> list[str]:
     return [f"cuda:{index}" for index in range(workers or found)]
 
 
-__all__ = ["Choice", "Executor", "Job", "Loading", "Processes", "local_devices", "make_executor", "read_choice"]
+__all__ = ["Choice", "Executor", "Job", "Processes", "Source", "local_devices", "make_executor", "read_choice"]

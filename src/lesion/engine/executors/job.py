@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from lesion.anatomy import Model, load
+from lesion.anatomy import Loading, Model, load
 from lesion.engine.batch_work import Bench, Data
 from lesion.engine.lanes import Lane, lay_out
 from lesion.engine.plan import Plan
@@ -17,36 +17,22 @@ from lesion.interventions import Intervention, combine, parse
 
 
 @dataclass(frozen=True)
-class Loading:
-    """How a model is loaded again; the options are those of `lesion.load`.
+class Source:
+    """Where a model is loaded from again, and how.
 
     Attributes:
         folder: where it lies on this machine.
         name: how other machines find it: a hub id with its commit, `zoo:NAME`, or the folder.
-        device: `cpu` or `cuda`; which of several is the worker's affair.
+        loading: its device is `cpu` or `cuda`; which of several is the worker's affair.
     """
 
     folder: str
     name: str
-    device: str
-    dtype: str
-    allow_pickle: bool
-    stream: bool | None
-    max_memory: int | None
-    ignore_remote_code: bool = False
+    loading: Loading
 
     @classmethod
-    def of(
-        cls,
-        model: Model,
-        *,
-        dtype: str,
-        allow_pickle: bool,
-        stream: bool | None,
-        max_memory: int | None,
-        ignore_remote_code: bool = False,
-    ) -> "Loading":
-        """How a model that was loaded with these options is loaded again.
+    def of(cls, model: Model, loading: Loading) -> "Source":
+        """Where a model that was loaded so is loaded from again.
 
         Raises:
             InputError: it is in memory only.
@@ -58,9 +44,8 @@ class Loading:
                 "give its folder or hub id, or leave the executor at `here`"
             )
         folder = os.path.abspath(folder)  # noqa: PTH100  (a link stays one)
-        device = model.anatomy.device.type
-        elsewhere = _name_elsewhere(model.name, folder)
-        return cls(folder, elsewhere, device, dtype, allow_pickle, stream, max_memory, ignore_remote_code)
+        loading = replace(loading, device=model.anatomy.device.type)
+        return cls(folder, _name_elsewhere(model.name, folder), loading)
 
 
 @dataclass(frozen=True)
@@ -73,7 +58,7 @@ class Job:
         base: the edits under which everything is measured, in the same grammar; None for the model as it is.
     """
 
-    loading: Loading
+    source: Source
     fingerprint: str
     data: Data
     interventions: tuple[str, ...]
@@ -81,14 +66,14 @@ class Job:
     plan: Plan
 
     @classmethod
-    def of(cls, loading: Loading, model: Model, bench: Bench, base: Intervention | None) -> "Job":
+    def of(cls, source: Source, model: Model, bench: Bench, base: Intervention | None) -> "Job":
         """The job that a bench was laid out for.
 
         Raises:
             InterventionError: a lane that the grammar of edits cannot express.
         """
         names = tuple(lane.name for lane in bench.lanes[1:])
-        job = cls(loading, model.fingerprint, bench.data, names, base.name if base else None, bench.plan)
+        job = cls(source, model.fingerprint, bench.data, names, base.name if base else None, bench.plan)
         for ours, theirs in zip(job.lanes(model.anatomy.n_layers), bench.lanes, strict=True):
             if ours != theirs:
                 raise InterventionError(
@@ -117,28 +102,21 @@ class Job:
             torch.set_num_threads(threads)
         if device.startswith("cuda"):
             torch.cuda.set_device(torch.device(device))
-        how = self.loading
-        place = how.name if elsewhere else how.folder
-        model = load(
-            place,
-            device=device,
-            dtype=how.dtype,
-            allow_pickle=how.allow_pickle,
-            stream=how.stream,
-            max_memory=how.max_memory,
-            ignore_remote_code=how.ignore_remote_code,
-        )
+        place = self.source.name if elsewhere else self.source.folder
+        loading = replace(self.source.loading, device=device)
+        model = load(place, **asdict(loading))
         if model.fingerprint != self.fingerprint:
             raise ModelError(
                 f"{place} is not the model that this run was started with: its files have another hash; "
                 "every worker must see the same files, and nothing may write to them"
             )
         lanes = self.lanes(model.anatomy.n_layers)
-        return make_runner(Bench(model.anatomy, self.data, lanes, self.plan), model.streamed, how.max_memory)
+        return make_runner(Bench(model.anatomy, self.data, lanes, self.plan), model.streamed, loading.max_memory)
 
     def with_memory(self, max_memory: int) -> "Job":
         """The same job for workers that may take so many bytes each."""
-        return replace(self, loading=replace(self.loading, max_memory=max_memory))
+        loading = replace(self.source.loading, max_memory=max_memory)
+        return replace(self, source=replace(self.source, loading=loading))
 
     def tokens(self, shard: int) -> int:
         """Tokens of data in a shard."""

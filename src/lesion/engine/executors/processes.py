@@ -47,7 +47,7 @@ class Processes:
         on_cpu = self._devices.count("cpu")
         job, threads = self._job, None
         if on_cpu:
-            job = job.with_memory((job.loading.max_memory or free_memory()) // on_cpu)
+            job = job.with_memory((job.source.loading.max_memory or free_memory()) // on_cpu)
             threads = max(1, torch.get_num_threads() // on_cpu)
         return Dispatch(_Crew(job, self._devices, threads), shards, done, advance).run()
 

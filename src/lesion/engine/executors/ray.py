@@ -78,7 +78,7 @@ class RayActors:
         """
         packed = pack(self._job, by_value=True)
         with _ray(self._address, packed) as ray:
-            seats = _seats(ray, self._job.loading.device, self._workers)
+            seats = _seats(ray, self._job.source.loading.device, self._workers)
             return Dispatch(_Crew(ray, self._job, packed, seats), shards, done, advance).run()
 
 
