@@ -280,7 +280,9 @@ def test_block_by_block_gives_the_same_table(tiny_folder: Path, text_file: Path,
     assert tables[0] == tables[1]
     weights = [json.loads((tmp_path / run / "run.json").read_text())["weights"] for run in ("whole", "streamed")]
     assert weights[0] == {"streamed": False}
-    assert weights[1]["block_loads"] == [3, 3, 3]  # twice by the check of the model, once by the only shard
+    assert weights[1]["streamed"]
+    assert weights[1]["bytes_read"] == weights[1]["bytes_of_blocks"]  # each block once, for the only shard
+    assert weights[1]["bytes_read_checking"] == 2 * weights[1]["bytes_of_blocks"]  # the model whole, and by blocks
 
 
 def test_a_model_larger_than_the_memory(tiny_folder: Path, text_file: Path, tmp_path: Path) -> None:

@@ -78,11 +78,13 @@ class StreamedRunner:
     @torch.inference_mode()
     def run(self, batches: Batches, state: SweepState, advance: Advance) -> None:
         total = sum(self.bench.tokens(batch) for batch in batches)
+        before = self._blocks.bytes_read
 
         def run(parts: Batches) -> list[BatchWork]:
             return self._works(parts, lambda share: advance(int(total * share)))
 
         run_halving(batches, run, state)
+        state.bytes_read += self._blocks.bytes_read - before
         self._blocks.refuse_changed_files()
         advance(total)
 

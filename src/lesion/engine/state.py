@@ -52,6 +52,7 @@ class SweepState:
         changed: lanes whose edits have changed a tensor.
         moved: lanes whose last residual stream was not the clean one's.
         halved: how often a batch did not fit into memory and was run in halves.
+        bytes_read: of blocks' weights, from disk.
         failed: shards that could not be run, and why; nothing of them is in the means.
         made_by: the processes that gathered it.
     """
@@ -61,6 +62,7 @@ class SweepState:
     moved: set[int] = field(default_factory=set)
     incidents: list[Incident] = field(default_factory=list)
     halved: int = 0
+    bytes_read: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     made_by: set[Maker] = field(default_factory=set)
 
@@ -75,6 +77,7 @@ class SweepState:
         self.moved |= other.moved
         self.incidents += other.incidents
         self.halved += other.halved
+        self.bytes_read += other.bytes_read
         self.failed |= other.failed
         self.made_by |= other.made_by
 
@@ -91,6 +94,7 @@ def save_state(store: ShardStore, index: int, state: SweepState) -> None:
         "moved": sorted(state.moved),
         "incidents": [[i.lane, i.block, i.documents] for i in state.incidents],
         "halved": state.halved,
+        "bytes_read": state.bytes_read,
         "made_by": [maker.row() for maker in sorted(state.made_by)],
     }
     store.commit(index, arrays, info)
@@ -104,7 +108,8 @@ def load_state(store: ShardStore, index: int, n_lanes: int, n_domains: int) -> S
     state = SweepState.empty(n_lanes, n_domains)
     for domain, mean in enumerate(state.means):
         mean.load_state_dict({key: torch.from_numpy(arrays[f"{domain}.{key}"].copy()) for key in mean.state_dict()})
-    state.changed, state.moved, state.halved = set(info["changed"]), set(info["moved"]), info["halved"]
+    state.changed, state.moved = set(info["changed"]), set(info["moved"])
+    state.halved, state.bytes_read = info["halved"], info["bytes_read"]
     state.incidents = [Incident(lane, block, documents) for lane, block, documents in info["incidents"]]
     state.made_by = {Maker(*row) for row in info.get("made_by", [])}
     return state

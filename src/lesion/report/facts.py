@@ -8,7 +8,7 @@ LONGEST = 1000
 LONGEST_OWN_NAME = 100
 NOTHING = "none"
 RUN = ("status", "started", "finished", "resumed", "reason", "commit", "device", "dtype", "seeds")
-GROUPS = ("timings", "counts", "arguments", "model", "data", "versions")
+GROUPS = ("timings", "counts", "weights", "arguments", "model", "data", "versions")
 NAMES = {
     "run": {
         "resumed": "times resumed",
@@ -18,6 +18,12 @@ NAMES = {
     },
     "timings": {"tokens_per_second": "tokens a second"},
     "counts": {"n_documents": "documents", "n_tokens": "tokens read", "n_scored": "positions that count"},
+    "weights": {
+        "streamed": "read from disk block by block",
+        "bytes_of_blocks": "bytes of all blocks, as stored",
+        "bytes_read": "bytes of blocks read by the sweep",
+        "bytes_read_checking": "bytes read by the check of the model",
+    },
     "arguments": {"edits": "--edit"},
     "model": {
         "attention": "implementation of attention",

@@ -19,6 +19,7 @@ from lesion.engine import (
     Here,
     Plan,
     Progress,
+    SweepState,
     forecast,
     lay_out,
     make_plan,
@@ -264,6 +265,7 @@ def measure(
     with in_eval_mode(anatomy.model):
         with on_demand(anatomy, model.streamed):
             verify(anatomy, data.batch([telling_document(lengths)]).to(anatomy.device))
+        checking = model.streamed.bytes_read if model.streamed else 0
         store = folder.shard_store(_shard_key(bench.plan, anatomy)) if folder else None
         with _off_its_gpu(model) if others else nullcontext():
             state = sweep(bench, store=store, progress=progress, executor=others or Here(runner))
@@ -272,7 +274,7 @@ def measure(
     partial = bool(state.incidents or state.failed)
     outcome = Outcome(tables, folder.path if folder else None, warnings, partial=partial)
     if folder:
-        _keep(folder, outcome, bench.plan, sum(lengths), time.monotonic() - started, model)
+        _keep(folder, outcome, bench.plan, sum(lengths), time.monotonic() - started, _weights(model, state, checking))
         return replace(outcome, warnings=folder.manifest["warnings"])  # the folder's own among them
     return outcome
 
@@ -298,7 +300,9 @@ def _shard_key(plan: Plan, anatomy: Anatomy) -> str:
     return digest({"plan": plan.fingerprint(), "device": anatomy.device.type, "versions": made_by})
 
 
-def _keep(folder: RunFolder, outcome: Outcome, plan: Plan, n_tokens: int, seconds: float, model: Model) -> None:
+def _keep(
+    folder: RunFolder, outcome: Outcome, plan: Plan, n_tokens: int, seconds: float, weights: dict[str, object]
+) -> None:
     for name, table in outcome.tables.items():
         folder.write_table(name, table)
     scored = {"n_scored": int(outcome.tables["layers"]["n_tokens"].iloc[0])}
@@ -306,17 +310,19 @@ def _keep(folder: RunFolder, outcome: Outcome, plan: Plan, n_tokens: int, second
         "partial" if outcome.partial else "complete",
         warnings=outcome.warnings,
         plan_shape=plan.shape(),
-        weights=_weights_read(model),
+        weights=weights,
         counts={**folder.manifest["counts"], **scored},
         timings=_timings(n_tokens, seconds, resumed="resumed" in folder.manifest),
     )
 
 
-def _weights_read(model: Model) -> dict[str, object]:
-    """Where the weights were, and what was read of them in this session (the look at the model before it included)."""
+def _weights(model: Model, state: SweepState, checking: int) -> dict[str, object]:
+    """Where the weights were, and what was read of them: by the sweep, and by the look at the model before it."""
     if model.streamed is None:
         return {"streamed": False}
-    return {"streamed": True, "bytes_read": model.streamed.bytes_read, "block_loads": model.streamed.loads}
+    stored = sum(model.streamed.stored_bytes(block) for block in range(model.anatomy.n_layers))
+    read = {"bytes_of_blocks": stored, "bytes_read": state.bytes_read, "bytes_read_checking": checking}
+    return {"streamed": True, **read}
 
 
 def _timings(n_tokens: int, seconds: float, *, resumed: bool) -> dict[str, float]:
