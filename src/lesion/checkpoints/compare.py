@@ -1,0 +1,332 @@
+"""Zero modes: weights with the same bits in two checkpoints, found while both files stream by.
+
+They are those that fine-tuning has not moved by as much as the stored format can show (paper `zero-modes`, §2).
+"""
+
+import contextlib
+import hashlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lesion.checkpoints.align import Alignment, Pair, Uncompared, align
+from lesion.checkpoints.components import place
+from lesion.checkpoints.masks import MaskWriter, Packed
+from lesion.checkpoints.opened import UNSIGNED, Bits, Checkpoint, refuse_the_same
+
+CHUNK = 1 << 17
+"""Weights looked at in one go: few enough that all that is worked out from them stays in the processor's cache."""
+JOB = 1 << 22
+"""Weights that a thread takes at a time; a multiple of `CHUNK`, and of 8, so that masks of jobs can be joined."""
+SIGNED = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+SIGN = {2: 0x7FFF, 4: 0x7FFFFFFF, 8: 0x7FFFFFFFFFFFFFFF}
+"""All bits but the sign's, by the size of the type in bytes."""
+INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000, torch.float64: 0x7FF << 52}
+"""Infinity's bits; what is above them, the sign aside, is NaN."""
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """A row of the table `zero_modes`, with the columns of its names.
+
+    Attributes:
+        tensor: name as stored in TUNED.
+        layer: number of its block, None outside blocks.
+        n_zero_modes: weights with the same bits in both.
+        fraction: of all weights; NaN for a tensor without any.
+        n_both_zero: weights that are 0 in both, whatever their signs.
+        n_signed_zero: of these, those whose signs differ: equal as numbers, and no zero modes.
+        n_nan: weights that are NaN on either side.
+        dtype_base, dtype_tuned: as stored.
+        compared_as: the type in which the bits were compared.
+        mean_abs_zero_modes_over_matrix: mean |w| of TUNED's zero modes over that of all its weights, NaN without any.
+        share_of_squares: the zero modes' share of TUNED's sum of squares.
+        ulps_median, ulps_mean: how many units in the last place the changed weights of the sample moved.
+        n_ulps: changed weights in the sample.
+    """
+
+    tensor: str
+    layer: int | None
+    component: str
+    n_weights: int
+    n_zero_modes: int
+    fraction: float
+    n_both_zero: int
+    n_signed_zero: int
+    n_nan: int
+    dtype_base: str
+    dtype_tuned: str
+    compared_as: str
+    mean_abs_zero_modes_over_matrix: float
+    share_of_squares: float
+    ulps_median: float
+    ulps_mean: float
+    n_ulps: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two checkpoints compared.
+
+    Attributes:
+        rows: one a tensor, in the order of TUNED.
+        uncompared: tensors without a counterpart, and why.
+        prefix, prefixed: what stood in front of the names on one side only, and which side.
+        cast: what both sides were rounded to first; None for nothing.
+    """
+
+    rows: tuple[TensorRow, ...]
+    uncompared: tuple[Uncompared, ...]
+    prefix: str
+    prefixed: str
+    fingerprint_base: str
+    fingerprint_tuned: str
+    cast: str | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compare.
+
+    Attributes:
+        cast: `bf16` rounds both sides to bfloat16 first, which makes zero modes that the files do not have.
+        magnitudes: work out the sizes of the zero modes' weights, which takes longer than finding them.
+        ulps: weights of each tensor in the sample of which the distances are measured.
+        seed: of that sample.
+    """
+
+    cast: Literal["bf16"] | None = None
+    magnitudes: bool = True
+    ulps: int = 0
+    seed: int = 0
+
+
+@dataclass
+class _Counts:
+    """What is known of a piece of a tensor; pieces are added in order."""
+
+    zero_modes: int = 0
+    both_zero: int = 0
+    signed_zero: int = 0
+    nan: int = 0
+    absolute: float = 0.0
+    squares: float = 0.0
+    absolute_zero_modes: float = 0.0
+    squares_zero_modes: float = 0.0
+    distances: list[NDArray[np.uint64]] = field(default_factory=list)
+    packed: list[Packed] = field(default_factory=list)
+
+    def add(self, other: "_Counts") -> None:
+        for name, value in vars(other).items():
+            if name != "packed":
+                setattr(self, name, getattr(self, name) + value)
+
+
+def compare(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    *,
+    masks: Path | None = None,
+    options: Options | None = None,
+    on_tensor: Callable[[TensorRow], None] | None = None,
+    threads: int = 2,
+) -> Comparison:
+    """Compares all tensors of two checkpoints bit by bit; no more than a few megabytes of each are in memory.
+
+    Where the two sides are stored in different types, both are widened to the smaller type that holds either exactly.
+
+    Args:
+        masks: file that the masks are written to, a tensor after the other; it appears whole or not at all.
+        options: how; by default as stored, with magnitudes and without distances.
+        on_tensor: told each row once it is known.
+
+    Raises:
+        InputError: one and the same checkpoint, two architectures, or masks that cannot be written.
+        ModelError: a file that was changed meanwhile.
+    """
+    refuse_the_same(base, tuned)
+    found, options = align(base, tuned), options or Options()
+    rows = []
+    with ThreadPoolExecutor(threads) as pool, _writer(masks, base, tuned, found, options) as writer:
+        for _, pieces in groupby(_in_order(found, options, pool, 4 * threads), key=lambda piece: id(piece[0])):
+            total = _Counts()
+            for current, piece in pieces:
+                total.add(piece)
+                if writer is not None:
+                    for packed in piece.packed:
+                        writer.write(current.name, packed)
+            rows.append(_row(current, total, options))
+            if on_tensor is not None:
+                on_tensor(rows[-1])
+        base.refuse_changed()
+        tuned.refuse_changed()
+    return Comparison(
+        rows=tuple(rows),
+        uncompared=found.uncompared,
+        prefix=found.prefix,
+        prefixed=found.prefixed,
+        fingerprint_base=base.fingerprint,
+        fingerprint_tuned=tuned.fingerprint,
+        cast=options.cast,
+    )
+
+
+def _writer(
+    masks: Path | None, base: Checkpoint, tuned: Checkpoint, found: Alignment, options: Options
+) -> contextlib.AbstractContextManager[MaskWriter | None]:
+    if masks is None:
+        return contextlib.nullcontext()
+    metadata = {"base": base.fingerprint, "tuned": tuned.fingerprint, "cast": options.cast or "none"}
+    return MaskWriter(masks, {pair.name: pair.shape for pair in found.pairs}, metadata)
+
+
+def _in_order(
+    found: Alignment, options: Options, pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[tuple[Pair, _Counts]]:
+    """Results of all jobs, in the order of tensors and of their weights, some jobs being ahead of the reader."""
+    waiting: deque[tuple[Pair, Future[_Counts]]] = deque()
+    try:
+        for pair in found.pairs:
+            work = partial(_job, pair, compared_as(pair, options.cast), options, _sample(pair, options))
+            for start in range(0, max(math.prod(pair.shape), 1), JOB):
+                waiting.append((pair, pool.submit(work, start)))
+                if len(waiting) > ahead:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+def compared_as(pair: Pair, cast: str | None = None) -> torch.dtype:
+    """The type in which two tensors are compared: the stored one, or one that holds both exactly."""
+    if cast == "bf16":
+        return torch.bfloat16
+    if pair.base.dtype == pair.tuned.dtype:
+        return pair.tuned.dtype
+    return torch.float64 if torch.float64 in (pair.base.dtype, pair.tuned.dtype) else torch.float32
+
+
+def _sample(pair: Pair, options: Options) -> NDArray[np.int64]:
+    """The weights of a tensor whose distances are measured: all, if it has no more than are asked for."""
+    n_weights = math.prod(pair.shape)
+    if n_weights <= options.ulps:
+        return np.arange(n_weights)
+    seed = hashlib.sha256(f"{options.seed}\0{pair.name}".encode()).digest()
+    return np.unique(np.random.default_rng(list(seed)).integers(0, n_weights, options.ulps))
+
+
+def _job(pair: Pair, kind: torch.dtype, options: Options, sample: NDArray[np.int64], start: int) -> _Counts:
+    stop = min(start + JOB, math.prod(pair.shape))
+    total = _Counts()
+    for first in range(start, stop, CHUNK):
+        last = min(first + CHUNK, stop)
+        wanted = sample[slice(*np.searchsorted(sample, (first, last)))] - first
+        base = _as(pair.base.read(first, last), pair.base.dtype, kind)
+        tuned = _as(pair.tuned.read(first, last), pair.tuned.dtype, kind)
+        piece = _looked_at(base, tuned, kind, magnitudes=options.magnitudes)
+        if len(wanted):
+            piece.distances.append(_distances(base[wanted], tuned[wanted], kind))
+        total.add(piece)
+        total.packed += piece.packed
+    pair.base.release(start, stop)
+    pair.tuned.release(start, stop)
+    return total
+
+
+def _as(bits: Bits, stored: torch.dtype, kind: torch.dtype) -> Bits:
+    """The bits of the same weights in another type."""
+    if stored == kind:
+        return bits
+    values = torch.from_numpy(bits.view(f"i{stored.itemsize}").copy()).view(stored).to(kind)
+    converted: Bits = values.view(SIGNED[kind.itemsize]).numpy()
+    return converted.view(UNSIGNED[kind.itemsize])
+
+
+def _looked_at(base: Bits, tuned: Bits, kind: torch.dtype, *, magnitudes: bool) -> _Counts:
+    """Everything that is counted of a chunk."""
+    same = base == tuned
+    counts = _Counts(zero_modes=int(np.count_nonzero(same)), packed=[np.packbits(same, bitorder="little")])
+    if not len(base):
+        return counts
+    unsigned = base.dtype.type(SIGN[kind.itemsize])
+    size_base, size_tuned = base & unsigned, tuned & unsigned
+    if max(size_base.max(), size_tuned.max()) > INFINITY[kind]:
+        counts.nan = int(np.count_nonzero((size_base > INFINITY[kind]) | (size_tuned > INFINITY[kind])))
+    if size_tuned.min() == 0:
+        both = (size_base == 0) & (size_tuned == 0)
+        counts.both_zero = int(np.count_nonzero(both))
+        counts.signed_zero = int(np.count_nonzero(both & ~same))
+    if magnitudes:
+        _add_magnitudes(counts, size_tuned, same, kind)
+    return counts
+
+
+def _add_magnitudes(counts: _Counts, sizes: Bits, same: NDArray[np.bool_], kind: torch.dtype) -> None:
+    values = torch.from_numpy(sizes.view(f"i{kind.itemsize}")).view(kind).to(torch.float64).numpy()
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite makes the sums not finite, as it should
+        counts.absolute = float(values.sum())
+        counts.squares = float(np.square(values).sum())
+        values *= same
+        counts.absolute_zero_modes = float(values.sum())
+        counts.squares_zero_modes = float(np.square(values).sum())
+
+
+def _distances(base: Bits, tuned: Bits, kind: torch.dtype) -> NDArray[np.uint64]:
+    """How many steps of the format changed weights moved; +0 and -0 are the same step, and NaN has no distance."""
+    unsigned = base.dtype.type(SIGN[kind.itemsize])
+    size_base, size_tuned = base & unsigned, tuned & unsigned
+    known = (base != tuned) & (size_base <= INFINITY[kind]) & (size_tuned <= INFINITY[kind])
+    one_side = (base > unsigned) == (tuned > unsigned)
+    first, second = size_base[known].astype(np.uint64), size_tuned[known].astype(np.uint64)
+    apart: NDArray[np.uint64] = np.maximum(first, second) - np.minimum(first, second)
+    return np.where(one_side[known], apart, first + second)
+
+
+def _row(pair: Pair, total: _Counts, options: Options) -> TensorRow:
+    n_weights = math.prod(pair.shape)
+    where = place(pair.name)
+    moved = np.concatenate(total.distances) if total.distances else np.empty(0, np.uint64)
+    mean = _over(total.absolute, n_weights)
+    mean_zero_modes = _over(total.absolute_zero_modes, total.zero_modes)
+    return TensorRow(
+        tensor=pair.name,
+        layer=where.layer,
+        component=where.component,
+        n_weights=n_weights,
+        n_zero_modes=total.zero_modes,
+        fraction=_over(total.zero_modes, n_weights),
+        n_both_zero=total.both_zero,
+        n_signed_zero=total.signed_zero,
+        n_nan=total.nan,
+        dtype_base=_word(pair.base.dtype),
+        dtype_tuned=_word(pair.tuned.dtype),
+        compared_as=_word(compared_as(pair, options.cast)),
+        mean_abs_zero_modes_over_matrix=_over(mean_zero_modes, mean),
+        share_of_squares=_over(total.squares_zero_modes, total.squares),
+        ulps_median=float(np.median(moved)) if len(moved) else math.nan,
+        ulps_mean=float(moved.mean(dtype=np.float64)) if len(moved) else math.nan,
+        n_ulps=len(moved),
+    )
+
+
+def _over(amount: float | int, of: float | int) -> float:
+    """A ratio; NaN where there is nothing to compare with."""
+    return amount / of if of else math.nan
+
+
+def _word(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
