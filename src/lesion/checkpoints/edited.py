@@ -17,6 +17,7 @@ from torch import Tensor
 from lesion.anatomy.files import INDEX, SINGLE, read_config, states, weight_files
 from lesion.anatomy.streaming import FLOATS, StoredTensor, stored_tensors
 from lesion.anatomy.wording import some
+from lesion.checkpoints.align import common_prefix
 from lesion.checkpoints.masks import Masks
 from lesion.checkpoints.scopes import Region, Scope, Structure, parse_scope, read_transformers_config
 from lesion.checkpoints.selection import KINDS, RANDOM, Kind, select, tensor_seed
@@ -194,7 +195,7 @@ def _parts(
             regions[name] = found[0]
     met = {*regions, *(copy for name in regions for copy in copies.get(name, ()))}
     _refuse_nothing(target, structure, scope, include, met)
-    paired = _paired(regions, masks)
+    paired = _paired(regions, tensors, masks)
     parts = {}
     for name, region in regions.items():
         tensor, mask_name = tensors[name], paired[name]
@@ -242,31 +243,18 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.flatten().view(torch.uint8)
 
 
-def _paired(names: Collection[str], masks: Masks) -> dict[str, str]:
-    """The mask of each tensor: the one of its name, or of its name with a prefix (`model.`, `bert.`) more or less.
+def _paired(names: Collection[str], tensors: Collection[str], masks: Masks) -> dict[str, str]:
+    """The mask of each of `names`: that of its name, or of its name with the prefix of one side more or less.
 
     Raises:
-        ModelError: there is none, or several would do.
+        ModelError: there is none.
     """
-    endings: dict[str, list[str]] = {}
-    for known in masks.names:
-        for ending in _endings(known):
-            endings.setdefault(ending, []).append(known)
-    paired = {}
-    for name in names:
-        found = [name] if name in masks else endings.get(name, [])
-        if not found:
-            found = [ending for ending in _endings(name)[1:] if ending in masks][:1]
-        if len(found) != 1:
-            several = f"{len(found)} masks would do: {some(found)}" if found else "the masks have no such tensor"
-            raise ModelError(f"the masks do not fit the target: {name} is in the scope, and {several}")
-        paired[name] = found[0]
-    return paired
-
-
-def _endings(name: str) -> list[str]:
-    """A name and what is left of it without its first word."""
-    return [name, *name.split(".", 1)[1:]]
+    prefix = common_prefix(tensors, masks.names)
+    known = {name.removeprefix(prefix): name for name in masks.names}
+    paired = {name: known.get(name.removeprefix(prefix)) for name in names}
+    if lacking := [name for name, mask in paired.items() if mask is None]:
+        raise ModelError(f"the masks do not fit the target: they have none of {some(lacking)}, which the scope takes")
+    return {name: mask for name, mask in paired.items() if mask is not None}
 
 
 @contextlib.contextmanager

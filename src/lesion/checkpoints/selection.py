@@ -87,31 +87,27 @@ def _drawn(
     mask: NDArray[np.bool_], bins: NDArray[np.integer] | None, source: np.random.BitGenerator, *, disjoint: bool
 ) -> NDArray[np.bool_]:
     """As many as the mask has, of each bin; every set of that size is as likely as any other."""
+    chosen = np.zeros(mask.size, np.bool_)
     if bins is None:
-        wanted, pool = int(mask.sum()), ~mask if disjoint else None
+        wanted = int(np.count_nonzero(mask))
         n_pool = mask.size - wanted if disjoint else mask.size
         if wanted > n_pool:
             raise InterventionError(
                 f"{wanted:,} of {mask.size:,} weights are zero modes: so many others are not there; "
                 "leave out --disjoint, which lets the random weights overlap them"
             )
-        return _scattered(_subset(n_pool, wanted, source), pool)
-    chosen = np.zeros(mask.size, np.bool_)
+        if not disjoint:
+            return _subset(n_pool, wanted, source)
+        chosen[~mask] = _subset(n_pool, wanted, source)
+        return chosen
     counts = np.bincount(bins[mask])
+    members = np.empty(mask.size, np.bool_)  # kept: new pages for each exponent would take most of the time
     for value in np.flatnonzero(counts):
-        pool = bins == value
+        np.equal(bins, value, out=members)
         if disjoint:
-            pool &= ~mask
-        n_pool = int(pool.sum())
-        chosen[pool] = _subset(n_pool, min(int(counts[value]), n_pool), source)
-    return chosen
-
-
-def _scattered(subset: NDArray[np.bool_], pool: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    if pool is None:
-        return subset
-    chosen = np.zeros(pool.size, np.bool_)
-    chosen[pool] = subset
+            np.greater(members, mask, out=members)
+        pool = np.flatnonzero(members)
+        chosen[pool[_subset(len(pool), min(int(counts[value]), len(pool)), source)]] = True
     return chosen
 
 
