@@ -231,13 +231,13 @@ def _sample(pair: Pair, options: Options) -> NDArray[np.int64]:
 
 def _job(pair: Pair, kind: torch.dtype, options: Options, sample: NDArray[np.int64], start: int) -> _Counts:
     stop = min(start + JOB, math.prod(pair.shape))
-    total = _Counts()
+    total, scratch = _Counts(), _Scratch(kind)
     for first in range(start, stop, CHUNK):
         last = min(first + CHUNK, stop)
         wanted = sample[slice(*np.searchsorted(sample, (first, last)))] - first
         base = _as(pair.base.read(first, last), pair.base.dtype, kind)
         tuned = _as(pair.tuned.read(first, last), pair.tuned.dtype, kind)
-        piece = _looked_at(base, tuned, kind, magnitudes=options.magnitudes)
+        piece = scratch.looked_at(base, tuned, magnitudes=options.magnitudes)
         if len(wanted):
             piece.distances.append(_distances(base[wanted], tuned[wanted], kind))
         total.add(piece)
@@ -256,33 +256,46 @@ def _as(bits: Bits, stored: torch.dtype, kind: torch.dtype) -> Bits:
     return converted.view(UNSIGNED[kind.itemsize])
 
 
-def _looked_at(base: Bits, tuned: Bits, kind: torch.dtype, *, magnitudes: bool) -> _Counts:
-    """Everything that is counted of a chunk."""
-    same = base == tuned
-    counts = _Counts(zero_modes=int(np.count_nonzero(same)), packed=[np.packbits(same, bitorder="little")])
-    if not len(base):
+class _Scratch:
+    """What is counted of chunks of one type, in buffers that are kept: fresh ones would cost more than the counting."""
+
+    def __init__(self, kind: torch.dtype) -> None:
+        self._kind, self._infinity = kind, INFINITY[kind]
+        self._all_but_sign = UNSIGNED[kind.itemsize].type(SIGN[kind.itemsize])
+        self._same, self._bits = np.empty(CHUNK, np.bool_), np.empty(CHUNK, UNSIGNED[kind.itemsize])
+        self._sizes, self._squares = np.empty(CHUNK), np.empty(CHUNK)
+
+    def looked_at(self, base: Bits, tuned: Bits, *, magnitudes: bool) -> _Counts:
+        """Everything that is counted of a chunk."""
+        n_weights = len(base)
+        same, either = self._same[:n_weights], self._bits[:n_weights]
+        np.equal(base, tuned, out=same)
+        counts = _Counts(zero_modes=int(np.count_nonzero(same)), packed=[np.packbits(same, bitorder="little")])
+        if not n_weights:
+            return counts
+        np.bitwise_or(base, tuned, out=either)  # 0 where both are, and above infinity where one is
+        np.bitwise_and(either, self._all_but_sign, out=either)
+        if either.min() == 0:
+            both = either == 0
+            counts.both_zero = int(np.count_nonzero(both))
+            counts.signed_zero = int(np.count_nonzero(both & ~same))
+        if either.max() > self._infinity:
+            of_each = [(side & self._all_but_sign) > self._infinity for side in (base, tuned)]
+            counts.nan = int(np.count_nonzero(of_each[0] | of_each[1]))
+        if magnitudes:
+            np.bitwise_and(tuned, self._all_but_sign, out=either)
+            self._add_magnitudes(counts, either, same)
         return counts
-    unsigned = base.dtype.type(SIGN[kind.itemsize])
-    size_base, size_tuned = base & unsigned, tuned & unsigned
-    if max(size_base.max(), size_tuned.max()) > INFINITY[kind]:
-        counts.nan = int(np.count_nonzero((size_base > INFINITY[kind]) | (size_tuned > INFINITY[kind])))
-    if size_tuned.min() == 0:
-        both = (size_base == 0) & (size_tuned == 0)
-        counts.both_zero = int(np.count_nonzero(both))
-        counts.signed_zero = int(np.count_nonzero(both & ~same))
-    if magnitudes:
-        _add_magnitudes(counts, size_tuned, same, kind)
-    return counts
 
-
-def _add_magnitudes(counts: _Counts, sizes: Bits, same: NDArray[np.bool_], kind: torch.dtype) -> None:
-    values = torch.from_numpy(sizes.view(f"i{kind.itemsize}")).view(kind).to(torch.float64).numpy()
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite makes the sums not finite, as it should
-        counts.absolute = float(values.sum())
-        counts.squares = float(np.square(values).sum())
-        values *= same
-        counts.absolute_zero_modes = float(values.sum())
-        counts.squares_zero_modes = float(np.square(values).sum())
+    def _add_magnitudes(self, counts: _Counts, bits: Bits, same: NDArray[np.bool_]) -> None:
+        sizes, squares = self._sizes[: len(bits)], self._squares[: len(bits)]
+        torch.from_numpy(sizes).copy_(torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(self._kind))
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite makes the sums so, as it should
+            counts.absolute = float(sizes.sum())
+            counts.squares = float(np.multiply(sizes, sizes, out=squares).sum())
+            np.multiply(sizes, same, out=sizes)
+            counts.absolute_zero_modes = float(sizes.sum())
+            counts.squares_zero_modes = float(np.multiply(sizes, sizes, out=squares).sum())
 
 
 def _distances(base: Bits, tuned: Bits, kind: torch.dtype) -> NDArray[np.uint64]:
