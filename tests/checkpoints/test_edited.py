@@ -212,6 +212,21 @@ def test_the_mean_is_that_of_the_whole_matrix(llama: tuple[Path, Masks], tmp_pat
     assert bits(after[~where]) == bits(before[~where])
 
 
+def test_the_mean_is_worked_out_in_float64_and_rounded_once() -> None:
+    weight = torch.tensor([1e8, 1.0, -1e8, 7.0])  # float32 sums lose the 1
+    assert edited.edited(weight, torch.tensor([True, False, False, False]), "mean").tolist() == [2.0, 1.0, -1e8, 7.0]
+    with pytest.raises(ModelError, match="the mean of a tensor of shape"):
+        edited.edited(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]), "mean")
+
+
+def test_bits_that_are_not_chosen_stay_whatever_they_are() -> None:
+    """Negative zero, NaN with a payload, subnormals."""
+    weight = torch.tensor([-(2**31), 0x7FC01234, 0x7F801234, 1, 0x3F800000], dtype=torch.int32).view(torch.float32)
+    last = torch.tensor([False, False, False, False, True])
+    after = edited.edited(weight, last, "zero").view(torch.int32)
+    assert after.tolist() == [-(2**31), 0x7FC01234, 0x7F801234, 1, 0]
+
+
 def test_embeddings_norms_and_biases_are_left_alone_unless_included(tmp_path: Path) -> None:
     target = save(tmp_path / "target", "gpt2")
     before = stored(target)
@@ -392,10 +407,11 @@ def test_weights_in_other_formats_are_not_copied(llama: tuple[Path, Masks], tmp_
     for name in ("pytorch_model.bin", "model.onnx", "old.safetensors"):
         (target / name).write_bytes(b"old weights")
     (target / "original").mkdir()
-    (target / "model.py").write_text("# comes with the model")
+    for name in ("model.py", ".gitattributes"):
+        (target / name).write_text("# comes with the model")
     applied = apply(target, masks, "zero_modes", "all", tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"model.py", "config.json", "tokenizer.json", "model.safetensors.index.json"} <= names
+    assert {"model.py", ".gitattributes", "config.json", "tokenizer.json", "model.safetensors.index.json"} <= names
     assert not names & {"pytorch_model.bin", "model.onnx", "old.safetensors", "original"}
     assert applied.notes == ("not copied: model.onnx, old.safetensors, original and 1 more",)
 

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
+from lesion.checkpoints import selection
 from lesion.checkpoints.scopes import Region
 from lesion.checkpoints.selection import KINDS, RANDOM, Kind, _subset, exponents, select, tensor_seed
 from lesion.errors import InterventionError, ModelError
@@ -169,6 +170,20 @@ def test_each_weight_is_as_likely_also_where_coins_are_thrown(share: float) -> N
     assert chi2.ppf(0.0005, size - 1) < statistic < chi2.ppf(0.9995, size - 1)
     expected = draws * (size - 1) * share * (count - 1) / (size - 1)
     assert abs(pairs - expected) < 5 * expected**0.5  # neighbours are no likelier together; pairs are nearly Poisson
+
+
+def test_coins_that_show_too_many_are_thrown_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    thrown = []
+
+    def lucky(size: int, threshold: int, source: np.random.BitGenerator) -> np.ndarray:
+        thrown.append(threshold)
+        return np.arange(size) < (400 if len(thrown) == 1 else 200)
+
+    monkeypatch.setattr(selection, "_coins", lucky)
+    chosen = _subset(1000, 300, np.random.PCG64(0))
+    assert len(thrown) == 2
+    assert chosen.sum() == 300
+    assert chosen[:200].all()
 
 
 def test_a_large_draw_spans_pieces_of_raw_bits() -> None:

@@ -344,7 +344,7 @@ def _other_files(target: Path, weights: Sequence[Path]) -> tuple[list[Path], lis
     used = {path.name for path in weights}
     for path in sorted(target.iterdir()):
         is_index = path.name == INDEX and SINGLE not in used
-        if path.name in used or path.name == RECORD or path.name.startswith("."):
+        if path.name in used:
             continue
         if path.is_file() and (is_index or not path.name.endswith(OTHER_WEIGHTS)):
             copied.append(path)
