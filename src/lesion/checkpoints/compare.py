@@ -24,10 +24,12 @@ from lesion.checkpoints.components import place
 from lesion.checkpoints.masks import MaskWriter, Packed
 from lesion.checkpoints.opened import UNSIGNED, Bits, Checkpoint, refuse_the_same
 
-CHUNK = 1 << 17
+CHUNK = 1 << 18
 """Weights looked at in one go: few enough that all that is worked out from them stays in the processor's cache."""
 JOB = 1 << 22
 """Weights that a thread takes at a time; a multiple of `CHUNK`, and of 8, so that masks of jobs can be joined."""
+SERIAL = 1 << 15
+"""Most numbers that torch converts in the calling thread; more would wait for a pool of threads of its own."""
 SIGNED = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 SIGN = {2: 0x7FFF, 4: 0x7FFFFFFF, 8: 0x7FFFFFFFFFFFFFFF}
 """All bits but the sign's, by the size of the type in bytes."""
@@ -251,8 +253,11 @@ def _as(bits: Bits, stored: torch.dtype, kind: torch.dtype) -> Bits:
     """The bits of the same weights in another type."""
     if stored == kind:
         return bits
-    values = torch.from_numpy(bits.view(f"i{stored.itemsize}").copy()).view(stored).to(kind)
-    converted: Bits = values.view(SIGNED[kind.itemsize]).numpy()
+    values = torch.from_numpy(bits.view(f"i{stored.itemsize}").copy()).view(stored)
+    made = torch.empty(len(bits), dtype=kind)
+    for start in range(0, len(bits), SERIAL):
+        made[start : start + SERIAL] = values[start : start + SERIAL]
+    converted: Bits = made.view(SIGNED[kind.itemsize]).numpy()
     return converted.view(UNSIGNED[kind.itemsize])
 
 
@@ -263,7 +268,7 @@ class _Scratch:
         self._kind, self._infinity = kind, INFINITY[kind]
         self._all_but_sign = UNSIGNED[kind.itemsize].type(SIGN[kind.itemsize])
         self._same, self._bits = np.empty(CHUNK, np.bool_), np.empty(CHUNK, UNSIGNED[kind.itemsize])
-        self._sizes, self._squares = np.empty(CHUNK), np.empty(CHUNK)
+        self._sizes, self._squares, self._chosen = (np.empty(SERIAL) for _ in range(3))
 
     def looked_at(self, base: Bits, tuned: Bits, *, magnitudes: bool) -> _Counts:
         """Everything that is counted of a chunk."""
@@ -284,18 +289,20 @@ class _Scratch:
             counts.nan = int(np.count_nonzero(of_each[0] | of_each[1]))
         if magnitudes:
             np.bitwise_and(tuned, self._all_but_sign, out=either)
-            self._add_magnitudes(counts, either, same)
+            for start in range(0, n_weights, SERIAL):
+                self._add_magnitudes(counts, either[start : start + SERIAL], same[start : start + SERIAL])
         return counts
 
     def _add_magnitudes(self, counts: _Counts, bits: Bits, same: NDArray[np.bool_]) -> None:
-        sizes, squares = self._sizes[: len(bits)], self._squares[: len(bits)]
+        sizes, squares, chosen = (buffer[: len(bits)] for buffer in (self._sizes, self._squares, self._chosen))
         torch.from_numpy(sizes).copy_(torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(self._kind))
+        np.copyto(chosen, same)
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite makes the sums so, as it should
-            counts.absolute = float(sizes.sum())
-            counts.squares = float(np.multiply(sizes, sizes, out=squares).sum())
-            np.multiply(sizes, same, out=sizes)
-            counts.absolute_zero_modes = float(sizes.sum())
-            counts.squares_zero_modes = float(np.multiply(sizes, sizes, out=squares).sum())
+            counts.absolute += float(sizes.sum())
+            counts.squares += float(np.multiply(sizes, sizes, out=squares).sum())
+            np.multiply(sizes, chosen, out=sizes)
+            counts.absolute_zero_modes += float(sizes.sum())
+            counts.squares_zero_modes += float(np.multiply(sizes, sizes, out=squares).sum())
 
 
 def _distances(base: Bits, tuned: Bits, kind: torch.dtype) -> NDArray[np.uint64]:
