@@ -25,7 +25,7 @@ from lesion.checkpoints.masks import MaskWriter, Packed
 from lesion.checkpoints.opened import UNSIGNED, Bits, Checkpoint, refuse_the_same
 
 CHUNK = 1 << 18
-"""Weights looked at in one go: few enough that all that is worked out from them stays in the processor's cache."""
+"""Weights looked at in one go: few enough for the processor's cache, and enough that threads seldom wait for Python."""
 JOB = 1 << 22
 """Weights that a thread takes at a time; a multiple of `CHUNK`, and of 8, so that masks of jobs can be joined."""
 SERIAL = 1 << 15
@@ -268,7 +268,7 @@ class _Scratch:
         self._kind, self._infinity = kind, INFINITY[kind]
         self._all_but_sign = UNSIGNED[kind.itemsize].type(SIGN[kind.itemsize])
         self._same, self._bits = np.empty(CHUNK, np.bool_), np.empty(CHUNK, UNSIGNED[kind.itemsize])
-        self._sizes, self._squares, self._chosen = (np.empty(SERIAL) for _ in range(3))
+        self._sizes, self._squares, self._chosen = (np.empty(CHUNK) for _ in range(3))
 
     def looked_at(self, base: Bits, tuned: Bits, *, magnitudes: bool) -> _Counts:
         """Everything that is counted of a chunk."""
@@ -289,20 +289,21 @@ class _Scratch:
             counts.nan = int(np.count_nonzero(of_each[0] | of_each[1]))
         if magnitudes:
             np.bitwise_and(tuned, self._all_but_sign, out=either)
-            for start in range(0, n_weights, SERIAL):
-                self._add_magnitudes(counts, either[start : start + SERIAL], same[start : start + SERIAL])
+            self._add_magnitudes(counts, either, same)
         return counts
 
     def _add_magnitudes(self, counts: _Counts, bits: Bits, same: NDArray[np.bool_]) -> None:
         sizes, squares, chosen = (buffer[: len(bits)] for buffer in (self._sizes, self._squares, self._chosen))
-        torch.from_numpy(sizes).copy_(torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(self._kind))
+        stored, wide = torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(self._kind), torch.from_numpy(sizes)
+        for start in range(0, len(bits), SERIAL):
+            wide[start : start + SERIAL] = stored[start : start + SERIAL]
         np.copyto(chosen, same)
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite makes the sums so, as it should
-            counts.absolute += float(sizes.sum())
-            counts.squares += float(np.multiply(sizes, sizes, out=squares).sum())
+            counts.absolute = float(sizes.sum())
+            counts.squares = float(np.multiply(sizes, sizes, out=squares).sum())
             np.multiply(sizes, chosen, out=sizes)
-            counts.absolute_zero_modes += float(sizes.sum())
-            counts.squares_zero_modes += float(np.multiply(sizes, sizes, out=squares).sum())
+            counts.absolute_zero_modes = float(sizes.sum())
+            counts.squares_zero_modes = float(np.multiply(sizes, sizes, out=squares).sum())
 
 
 def _distances(base: Bits, tuned: Bits, kind: torch.dtype) -> NDArray[np.uint64]:
