@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lesion.anatomy import Loading, load
+    from lesion.checkpoints.masks import Masks
     from lesion.data import load_images, load_text
     from lesion.errors import LesionError
     from lesion.interventions import Intervention, combine, drop, drop_attn, drop_mlp, parse, swap
@@ -16,6 +17,7 @@ _HOMES = {
     "Intervention": "lesion.interventions",
     "LesionError": "lesion.errors",
     "Loading": "lesion.anatomy",
+    "Masks": "lesion.checkpoints.masks",
     "Outcome": "lesion.studies.setting",
     "Reading": "lesion.studies.setting",
     "check": "lesion.studies.check",
@@ -35,6 +37,7 @@ __all__ = [
     "Intervention",
     "LesionError",
     "Loading",
+    "Masks",
     "Outcome",
     "Reading",
     "check",

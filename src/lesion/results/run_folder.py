@@ -106,6 +106,10 @@ class RunFolder:
         """Writes `arrays/<name>.safetensors` and records shapes and digest."""
         self._record("arrays", name, files.write_arrays(self.path, name, arrays, metadata))
 
+    def keep_arrays(self, name: str) -> None:
+        """Records `arrays/<name>.safetensors`, which was written there piece by piece."""
+        self._record("arrays", name, files.arrays_record(self.path, name))
+
     def read_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Reads recorded arrays back; raises `RunFolderError` where they are not what was written."""
         return files.read_arrays(self.path, name, self.manifest["arrays"].get(name))

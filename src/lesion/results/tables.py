@@ -58,6 +58,15 @@ def write_arrays(
     return {"arrays": shapes, "sha256": file_digest(path)}
 
 
+def arrays_record(run: Path, name: str) -> dict[str, Any]:
+    """What the manifest records of arrays that are there already; they are not read into memory."""
+    path = arrays_path(run, name)
+    with safetensors.safe_open(path, framework="np") as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
+        shapes = {key: [part.get_dtype().lower(), *part.get_shape()] for key, part in slices.items()}
+    return {"arrays": shapes, "sha256": file_digest(path)}
+
+
 def read_arrays(run: Path, name: str, record: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
     """Reads arrays that the manifest knows by `record`; raises as `read_table` does."""
     path = arrays_path(run, name)

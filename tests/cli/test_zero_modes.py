@@ -1,0 +1,73 @@
+"""`lesion zero-modes` from the shell: a pair, its masks, and an edited checkpoint that any tool loads."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import lesion
+from lesion.cli import app
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["zero-modes", *map(str, arguments)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def pair(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_folder, "base")
+    shutil.copytree(tiny_folder, "tuned")
+    tensors = load_file("base/model.safetensors")
+    for value in tensors.values():
+        value.flatten()[::3] += 0.5
+    save_file(tensors, "tuned/model.safetensors", metadata={"format": "pt"})
+
+
+def test_from_a_pair_to_an_edited_checkpoint(pair: None) -> None:
+    code, said, _ = run("diff", "base", "tuned", "--out", "masks")
+    assert code == 0
+    assert "projections" in said
+    assert "(66.6" in said  # two weights of three were left alone
+    code, said, _ = run("apply", "tuned", "masks", "--out", "edited", "--scope", "layer:1")
+    assert code == 0
+    before, after = load_file("tuned/model.safetensors"), load_file("edited/model.safetensors")
+    name = "model.layers.1.mlp.gate_proj.weight"
+    mask = lesion.Masks.load("masks")[name]
+    assert torch.equal(after[name], torch.where(mask, 0.0, before[name]))
+    assert not torch.equal(after[name], before[name])
+    assert torch.equal(after["model.layers.0.mlp.gate_proj.weight"], before["model.layers.0.mlp.gate_proj.weight"])
+    AutoModelForCausalLM.from_pretrained("edited")
+
+
+def test_json(pair: None) -> None:
+    code, said, _ = run("diff", "base", "tuned", "--json")
+    assert code == 0
+    found = json.loads(said)
+    assert Path(found["tables"]["zero_modes"]).is_file()
+    code, said, _ = run("apply", "tuned", found["run"], "--out", "edited", "--kind", "random", "--seed", 1, "--json")
+    assert code == 0
+    assert 0 < json.loads(said)["n_weights_set"] < json.loads(said)["n_in_scope"]
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["diff", "base", "base"], "same files"),
+    (["diff", "base", "nowhere/at/all"], "nowhere"),
+    (["apply", "tuned", "nothing", "--out", "x"], "no masks"),
+    (["apply", "tuned", "masks", "--out", "x", "--scope", "layer:99"], "layer"),
+    (["apply", "tuned", "masks", "--out", "x", "--kind", "random"], "seed"),
+    (["apply", "tuned", "masks", "--out", "base"], "base"),
+])  # fmt: skip
+def test_bad_input(pair: None, arguments: list[str], says: str) -> None:
+    run("diff", "base", "tuned", "--out", "masks", "--quiet")
+    code, _, said = run(*arguments)
+    assert code == 2
+    assert says in said
+    assert len(said.strip().splitlines()) == 1
+    assert not Path("x").exists()
