@@ -1,13 +1,11 @@
 """A forecast counts what a sweep then does."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from lesion.anatomy import load
-from lesion.data import Batch
 from lesion.engine import Bench, Plan, Skeleton, StreamedRunner, Walk, forecast, lay_out, sweep
 from lesion.engine.lanes import Streams, Visit
 from lesion.engine.skeleton import Call
@@ -28,7 +26,7 @@ def bench(tiny_folder: Path) -> Bench:
 def test_it_counts_what_the_sweep_does(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = forecast(bench, None)
     blocks, heads = 0, 0
-    visit, leave, batch_of = Walk.visit, Skeleton.leave, Documents.batch
+    visit, leave = Walk.visit, Skeleton.leave
 
     def counting_visit(self: Walk, streams: Streams, at: Visit, call: Call) -> None:
         nonlocal blocks
@@ -40,12 +38,8 @@ def test_it_counts_what_the_sweep_does(bench: Bench, monkeypatch: pytest.MonkeyP
         heads += len(chunk)
         return leave(self, chunk)
 
-    def unpadded(self: Documents, indices: Sequence[int]) -> Batch:
-        return batch_of(self, indices)
-
     monkeypatch.setattr(Walk, "visit", counting_visit)
     monkeypatch.setattr(Skeleton, "leave", counting_leave)
-    monkeypatch.setattr(Documents, "batch", unpadded)
     sweep(bench)
     assert (expected.n_shards, expected.n_batches, expected.n_lanes, expected.n_tokens) == (2, 3, 6, 129)
     assert blocks == expected.token_blocks

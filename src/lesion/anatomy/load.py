@@ -20,7 +20,7 @@ from lesion.anatomy.placement import fits
 from lesion.anatomy.plausible import refuse_implausible, refuse_oversized, shapes_of
 from lesion.anatomy.source import resolve
 from lesion.anatomy.streaming import StreamedBlocks, open_streamed, refuse_non_finite
-from lesion.anatomy.wording import first_line, some
+from lesion.anatomy.wording import first_line, quiet_transformers, some
 from lesion.errors import InputError, LesionError, ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -339,19 +339,3 @@ def _image_processor(folder: Path, family: Family) -> Any:
             return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except REFUSALS as error:
             raise ModelError(f"the image processor in {folder} cannot be loaded: {first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """transformers' loading report is replaced by our own errors."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -3,11 +3,10 @@
 What transformers does on loading (renaming, fusing, casting) is done by transformers here too, one block at a time.
 """
 
-import contextlib
 import mmap
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from lesion.anatomy.family import Family
-from lesion.anatomy.files import check_safetensors
+from lesion.anatomy.files import check_safetensors, states
 from lesion.anatomy.placement import Need
-from lesion.anatomy.wording import some
+from lesion.anatomy.wording import quiet_transformers, some
 from lesion.errors import ModelError
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -114,7 +113,8 @@ class StreamedBlocks:
         self, blocks: nn.ModuleList, parts: Mapping[int, Mapping[str, StoredTensor]], loader: "_Loader"
     ) -> None:
         self._blocks, self._parts, self._loader = blocks, parts, loader
-        self._states = {path: _file_state(path) for part in parts.values() for path in {t.path for t in part.values()}}
+        self._files = sorted({tensor.path for part in parts.values() for tensor in part.values()})
+        self._states = states(self._files)
         self._looked_at: set[int] = set()
         self._counting = threading.Lock()
         self.bytes_read = 0
@@ -156,8 +156,8 @@ class StreamedBlocks:
 
     def refuse_changed_files(self) -> None:
         """Raises ModelError if a file of weights is not the one that the model was opened with."""
-        for path, before in self._states.items():
-            if _file_state(path) != before:
+        for path, before, now in zip(self._files, self._states, states(self._files), strict=True):
+            if now != before:
                 raise ModelError(f"{path} was changed while the run was reading it; its last shard was thrown away")
 
     def _names(self, block: int) -> set[str]:
@@ -258,7 +258,7 @@ class _Loader:
             weight_mapping=self._mapping,
             ignore_mismatched_sizes=True,
         )
-        with _no_progress_bars():
+        with quiet_transformers():
             info, _ = convert_and_load_state_dict_in_model(self._model, dict(tensors), settings)
         if info.conversion_errors:
             raise ModelError(f"weights cannot be converted: {some(sorted(map(str, info.conversion_errors.values())))}")
@@ -301,25 +301,3 @@ def refuse_non_finite(module: nn.Module, owner: object) -> None:
             raise ModelError(
                 f"{owner}: weight {key}{index} is {parameter[tuple(index)].item()}; numbers from it would mean nothing"
             )
-
-
-def _file_state(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()

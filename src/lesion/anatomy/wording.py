@@ -1,6 +1,7 @@
-"""How errors of libraries and lists of names are put into one line."""
+"""What of transformers reaches the user: errors and lists of names in one line, and no bars or reports."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 LONGEST_REASON = 400
 """Characters of an error of transformers that are passed on; some list every model there is."""
@@ -17,3 +18,19 @@ def some(names: Sequence[str], most: int = 3) -> str:
     """The first few of many names."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers' loading report is replaced by our own errors."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -181,6 +181,8 @@ def _forecast_layers(
 def _print_forecast(found: Any, *, streamed: bool) -> None:
     from rich.table import Table
 
+    from lesion.anatomy.placement import amount
+
     speeds = f"{found.block_microseconds:.1f} µs a token and block, {found.head_microseconds:.1f} µs a token and head"
     lines = {
         "shards": f"{found.n_shards} of {found.n_batches} batches; a stopped run loses one at most",
@@ -204,14 +206,6 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def amount(size: int) -> str:
-    """Bytes in the unit that suits them."""
-    for power, unit in ((9, "GB"), (6, "MB")):
-        if size >= 10**power:
-            return f"{size / 10**power:.1f} {unit}"
-    return f"{size / 1000:.1f} KB"
 
 
 def _say(outcome: Any, page: Path, output: Output) -> None:

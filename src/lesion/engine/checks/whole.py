@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from lesion.anatomy import Anatomy
-from lesion.anatomy.load import quiet_transformers
+from lesion.anatomy.wording import quiet_transformers
 from lesion.engine.checks.comparing import (
     difference,
     exact_but_for_experts,
