@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lesion.data import load_images, load_text
     from lesion.errors import LesionError
     from lesion.interventions import Intervention, combine, drop, drop_attn, drop_mlp, parse, swap
+    from lesion.studies import zero_modes
     from lesion.studies.check import check
     from lesion.studies.layers import layers
     from lesion.studies.setting import Outcome, Reading
@@ -32,6 +33,7 @@ _HOMES = {
     "parse": "lesion.interventions",
     "swap": "lesion.interventions",
 }
+_MODULES = {"zero_modes": "lesion.studies.zero_modes"}
 
 __all__ = [
     "Intervention",
@@ -51,11 +53,14 @@ __all__ = [
     "load_text",
     "parse",
     "swap",
+    "zero_modes",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Imports torch and transformers only once something that needs them is asked for."""
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'lesion' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -21,6 +21,9 @@ class OnBadRow(StrEnum):
     skip = "skip"
 
 
+CHECKPOINT = "A folder, a hub id (owner/name[@revision]), or zoo:NAME."
+CheckpointArgument = Annotated[str, typer.Argument(help=CHECKPOINT)]
+MasksArgument = Annotated[Path, typer.Argument(help="A run folder of `zero-modes diff`, or a file of masks.")]
 DataOption = Annotated[
     list[str] | None,
     typer.Option(

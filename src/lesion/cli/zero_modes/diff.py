@@ -1,4 +1,4 @@
-"""`lesion zero-modes`: weights that fine-tuning has not moved, and checkpoints without them."""
+"""`lesion zero-modes diff`: two checkpoints compared bit by bit."""
 
 import json
 import shlex
@@ -13,6 +13,7 @@ from rich.console import Console
 from lesion.cli.console import TABLE_WIDTH, Output, errors_in_one_line, shown
 from lesion.cli.interrupts import INTERRUPTS
 from lesion.cli.options import (
+    CheckpointArgument,
     DebugOption,
     JsonOption,
     OutOption,
@@ -21,33 +22,14 @@ from lesion.cli.options import (
     QuietOption,
 )
 
-zero_modes = typer.Typer(
-    help="Weights with the same bits in a base checkpoint and in its fine-tuned derivative.", no_args_is_help=True
-)
-ModelArgument = "A folder, a hub id (owner/name[@revision]), or zoo:NAME."
-
 
 class Cast(StrEnum):
     bf16 = "bf16"
 
 
-class Kind(StrEnum):
-    zero_modes = "zero_modes"
-    complement = "complement"
-    keep_only = "keep_only"
-    random = "random"
-    random_matched = "random_matched"
-
-
-class Value(StrEnum):
-    zero = "zero"
-    mean = "mean"
-
-
-@zero_modes.command()
 def diff(
-    base: Annotated[str, typer.Argument(help=ModelArgument)],
-    tuned: Annotated[str, typer.Argument(help=ModelArgument)],
+    base: CheckpointArgument,
+    tuned: CheckpointArgument,
     cast: Annotated[
         Cast | None, typer.Option(help="Round both sides first, which makes zero modes that the files do not have.")
     ] = None,
@@ -97,57 +79,6 @@ def diff(
     elif not quiet:
         _print_summary(outcome.tables["zero_modes_summary"])
         typer.echo(f"masks and tables: {outcome.path}")
-
-
-@zero_modes.command()
-def apply(
-    model: Annotated[str, typer.Argument(help="The checkpoint to edit: " + ModelArgument)],
-    masks: Annotated[Path, typer.Argument(help="A run folder of `zero-modes diff`, or a file of masks.")],
-    out: Annotated[Path, typer.Option(help="The model folder to write; missing or empty.")],
-    kind: Annotated[Kind, typer.Option(help="Which weights are set.")] = Kind.zero_modes,
-    scope: Annotated[
-        str,
-        typer.Option(
-            help="Where: all, layer:3, layers:16-31, component:gate, group:QK|OV|MLP, layer:1/gate, head:1:2."
-        ),
-    ] = "all",
-    value: Annotated[Value, typer.Option(help="What they are set to: 0, or the mean of their matrix.")] = Value.zero,
-    seed: Annotated[int | None, typer.Option(help="Seed of the random kinds, and only of them.")] = None,
-    disjoint: Annotated[bool, typer.Option("--disjoint", help="Random weights that are no zero modes.")] = False,
-    include: Annotated[
-        list[str] | None, typer.Option(help="embed, unembed, norm or bias: what counts beside the projections.")
-    ] = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Write a checkpoint in which zero modes, or their controls, are set; any tool loads it."""
-    with errors_in_one_line(debug):
-        from lesion.anatomy import resolve
-        from lesion.checkpoints.edited import apply
-        from lesion.checkpoints.masks import Masks
-
-        done = apply(
-            resolve(model),
-            Masks.load(masks),
-            kind.value,
-            scope,
-            out,
-            value=value.value,
-            seed=seed,
-            disjoint=disjoint,
-            include=include or (),
-        )
-    in_scope = sum(done.n_in_scope.values())
-    for note in done.notes:
-        Console(stderr=True, quiet=quiet or as_json, highlight=False).print(shown(f"note: {note}"), markup=False)
-    if as_json:
-        typer.echo(json.dumps({"out": str(done.out), "n_weights_set": done.n_weights_set, "n_in_scope": in_scope}))
-    elif not quiet:
-        share = 100 * done.n_weights_set / in_scope
-        typer.echo(
-            f"set {done.n_weights_set:,} of {in_scope:,} weights in scope ({share:.2f} %); written to {done.out}"
-        )
 
 
 def _print_summary(table: Any) -> None:

@@ -27,7 +27,7 @@ def diff(
     out: Path | str | None = None,
     name_folder: bool = False,
     overwrite: bool = False,
-    command: str = "lesion.studies.zero_modes.diff(...)",
+    command: str = "lesion.zero_modes.diff(...)",
     on_tensor: Callable[[TensorRow], None] | None = None,
 ) -> Outcome:
     """Compares two checkpoints bit by bit, file against file; no model is built.

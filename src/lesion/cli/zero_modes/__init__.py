@@ -1,0 +1,12 @@
+"""`lesion zero-modes`: weights that fine-tuning has not moved, and checkpoints without them."""
+
+import typer
+
+from lesion.cli.zero_modes.apply import apply
+from lesion.cli.zero_modes.diff import diff
+
+zero_modes = typer.Typer(
+    help="Weights with the same bits in a base checkpoint and in its fine-tuned derivative.", no_args_is_help=True
+)
+for command in (diff, apply):
+    zero_modes.command()(command)
