@@ -11,8 +11,9 @@ from lesion.checkpoints.compare import Comparison, Options, TensorRow, compare
 from lesion.checkpoints.components import PROJECTIONS
 from lesion.checkpoints.masks import FILE
 from lesion.checkpoints.opened import Checkpoint, open_checkpoint, refuse_the_same
-from lesion.results import RunFolder, commit, run_name, versions
+from lesion.results import RunFolder, run_name
 from lesion.studies.setting import Outcome
+from lesion.studies.zero_modes.running import complete, described, open_run
 
 STUDY = "zero-modes diff"
 
@@ -58,8 +59,7 @@ def diff(
     path = Path(out) / run_name("zero-modes-diff", after.folder.name, {**arguments, **_prints(before, after)})
     with _folder(path if name_folder else Path(out), before, after, arguments, command, overwrite) as folder:
         if folder.is_complete:
-            tables = {name: folder.read_table(name) for name in folder.manifest["tables"]}
-            return Outcome(tables, folder.path, folder.manifest.get("warnings", []), resumed_complete=True)
+            return complete(folder)
         (folder.path / FILE.parent).mkdir(exist_ok=True)
         found = compare(before, after, masks=folder.path / FILE, options=options, on_tensor=on_tensor)
         folder.keep_arrays(FILE.stem)
@@ -77,29 +77,21 @@ def _prints(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
 def _folder(
     path: Path, base: Checkpoint, tuned: Checkpoint, arguments: dict[str, Any], command: str, overwrite: bool
 ) -> RunFolder:
-    identity = {
-        "study": STUDY,
-        "arguments": arguments,
-        **_prints(base, tuned),
-        "lesion": versions()["lesion"],
-    }
-    manifest = {
-        "study": STUDY,
-        "command": command,
-        "arguments": arguments,
-        "versions": versions(),
-        "commit": commit(),
-        "device": "cpu",
-        "seeds": [arguments["seed"]],
-        "base": {"name": base.name, "fingerprint": base.fingerprint, "model_type": base.model_type},
-        "tuned": {"name": tuned.name, "fingerprint": tuned.fingerprint, "model_type": tuned.model_type},
-    }
-
     def unchanged() -> None:
         base.refuse_changed()
         tuned.refuse_changed()
 
-    return RunFolder.open(path, identity=identity, manifest=manifest, overwrite=overwrite, check=unchanged)
+    return open_run(
+        path,
+        study=STUDY,
+        command=command,
+        arguments=arguments,
+        reads=_prints(base, tuned),
+        fields={"base": described(base), "tuned": described(tuned)},
+        check=unchanged,
+        seeds=[arguments["seed"]],
+        overwrite=overwrite,
+    )
 
 
 def _tables(found: Comparison) -> dict[str, pd.DataFrame]:
