@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lesion.checkpoints.components import place
-from lesion.checkpoints.opened import Bits, Checkpoint, Stored
+from lesion.checkpoints.opened import UNSIGNED, Bits, Checkpoint, Stored
 from lesion.errors import InputError
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -34,15 +34,14 @@ class Rows:
         """Of all parts."""
         return self.parts[0][0].dtype
 
-    def read(self, start: int, stop: int) -> Bits:
-        """Weights `start` to `stop`, as bits."""
-        pieces = [tensor.read(first, last) for tensor, first, last in self._within(start, stop)]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-    def release(self, start: int, stop: int) -> None:
-        """Gives the memory of these weights back."""
+    def read(self, start: int, stop: int, into: Bits | None = None) -> Bits:
+        """Weights `start` to `stop`, as bits; in the front of `into`, where that is given."""
+        bits = np.empty(stop - start, UNSIGNED[self.dtype.itemsize]) if into is None else into[: stop - start]
+        done = 0
         for tensor, first, last in self._within(start, stop):
-            tensor.release(first, last)
+            tensor.read(first, last, bits[done:])
+            done += last - first
+        return bits
 
     def _within(self, start: int, stop: int) -> list[tuple[Stored, int, int]]:
         ends = list(accumulate(count for _, _, count in self.parts))

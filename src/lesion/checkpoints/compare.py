@@ -6,6 +6,7 @@ They are those that fine-tuning has not moved by as much as the stored format ca
 import contextlib
 import hashlib
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,10 @@ CHUNK = 1 << 18
 """Weights looked at in one go: few enough for the processor's cache, and enough that threads seldom wait for Python."""
 JOB = 1 << 22
 """Weights that a thread takes at a time; a multiple of `CHUNK`, and of 8, so that masks of jobs can be joined."""
+STRETCH = 1 << 12
+"""Weights whose sizes are summed in float32: few enough for the sums to be good to six digits or more."""
+SMALLEST, LARGEST = 1e-30, 1e37
+"""Sums of squares outside these may have lost something in float32; they are worked out again in float64."""
 SERIAL = 1 << 15
 """Most numbers that torch converts in the calling thread; more would wait for a pool of threads of its own."""
 SIGNED = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -197,9 +202,10 @@ def _in_order(
 ) -> Iterator[tuple[Pair, _Counts]]:
     """Results of all jobs, in the order of tensors and of their weights, some jobs being ahead of the reader."""
     waiting: deque[tuple[Pair, Future[_Counts]]] = deque()
+    scratches = _Scratches()
     try:
         for pair in found.pairs:
-            work = partial(_job, pair, compared_as(pair, options.cast), options, _sample(pair, options))
+            work = partial(_job, pair, compared_as(pair, options.cast), options, _sample(pair, options), scratches)
             for start in range(0, max(math.prod(pair.shape), 1), JOB):
                 waiting.append((pair, pool.submit(work, start)))
                 if len(waiting) > ahead:
@@ -231,34 +237,46 @@ def _sample(pair: Pair, options: Options) -> NDArray[np.int64]:
     return np.unique(np.random.default_rng(list(seed)).integers(0, n_weights, options.ulps))
 
 
-def _job(pair: Pair, kind: torch.dtype, options: Options, sample: NDArray[np.int64], start: int) -> _Counts:
+class _Scratches(threading.local):
+    """The buffers of each thread, one set a type."""
+
+    def __init__(self) -> None:
+        self._of: dict[torch.dtype, _Scratch] = {}
+
+    def of(self, kind: torch.dtype) -> "_Scratch":
+        """The calling thread's."""
+        if kind not in self._of:
+            self._of[kind] = _Scratch(kind)
+        return self._of[kind]
+
+
+def _job(
+    pair: Pair, kind: torch.dtype, options: Options, sample: NDArray[np.int64], scratches: _Scratches, start: int
+) -> _Counts:
     stop = min(start + JOB, math.prod(pair.shape))
-    total, scratch = _Counts(), _Scratch(kind)
+    total, scratch = _Counts(), scratches.of(kind)
     for first in range(start, stop, CHUNK):
         last = min(first + CHUNK, stop)
         wanted = sample[slice(*np.searchsorted(sample, (first, last)))] - first
-        base = _as(pair.base.read(first, last), pair.base.dtype, kind)
-        tuned = _as(pair.tuned.read(first, last), pair.tuned.dtype, kind)
+        base, tuned = scratch.read(pair, first, last)
         piece = scratch.looked_at(base, tuned, magnitudes=options.magnitudes)
         if len(wanted):
             piece.distances.append(_distances(base[wanted], tuned[wanted], kind))
         total.add(piece)
         total.packed += piece.packed
-    pair.base.release(start, stop)
-    pair.tuned.release(start, stop)
     return total
 
 
-def _as(bits: Bits, stored: torch.dtype, kind: torch.dtype) -> Bits:
-    """The bits of the same weights in another type."""
+def converted(bits: Bits, stored: torch.dtype, kind: torch.dtype) -> Bits:
+    """The bits of the same weights in another type: rounded to the nearest where it is narrower, else exact."""
     if stored == kind:
         return bits
-    values = torch.from_numpy(bits.view(f"i{stored.itemsize}").copy()).view(stored)
+    values = torch.from_numpy(bits.view(f"i{stored.itemsize}")).view(stored)
     made = torch.empty(len(bits), dtype=kind)
     for start in range(0, len(bits), SERIAL):
         made[start : start + SERIAL] = values[start : start + SERIAL]
-    converted: Bits = made.view(SIGNED[kind.itemsize]).numpy()
-    return converted.view(UNSIGNED[kind.itemsize])
+    found: Bits = made.view(SIGNED[kind.itemsize]).numpy()
+    return found.view(UNSIGNED[kind.itemsize])
 
 
 class _Scratch:
@@ -266,9 +284,20 @@ class _Scratch:
 
     def __init__(self, kind: torch.dtype) -> None:
         self._kind, self._infinity = kind, INFINITY[kind]
-        self._all_but_sign = UNSIGNED[kind.itemsize].type(SIGN[kind.itemsize])
-        self._same, self._bits = np.empty(CHUNK, np.bool_), np.empty(CHUNK, UNSIGNED[kind.itemsize])
-        self._sizes, self._squares, self._chosen = (np.empty(CHUNK) for _ in range(3))
+        unsigned = UNSIGNED[kind.itemsize]
+        self._all_but_sign = unsigned.type(SIGN[kind.itemsize])
+        room = -(-CHUNK // STRETCH) * STRETCH
+        self._base, self._tuned, self._bits = (np.empty(room, unsigned) for _ in range(3))
+        self._same = np.empty(room, np.bool_)
+        self._sizes, self._chosen = np.empty(room, np.float32), np.empty(room, np.float32)
+
+    def read(self, pair: Pair, first: int, last: int) -> tuple[Bits, Bits]:
+        """The bits of weights `first` to `last` on both sides; good until the next ones are read."""
+        sides = []
+        for side, buffer in ((pair.base, self._base), (pair.tuned, self._tuned)):
+            own = buffer if side.dtype == self._kind else None
+            sides.append(converted(side.read(first, last, own), side.dtype, self._kind))
+        return sides[0], sides[1]
 
     def looked_at(self, base: Bits, tuned: Bits, *, magnitudes: bool) -> _Counts:
         """Everything that is counted of a chunk."""
@@ -293,17 +322,48 @@ class _Scratch:
         return counts
 
     def _add_magnitudes(self, counts: _Counts, bits: Bits, same: NDArray[np.bool_]) -> None:
-        sizes, squares, chosen = (buffer[: len(bits)] for buffer in (self._sizes, self._squares, self._chosen))
-        stored, wide = torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(self._kind), torch.from_numpy(sizes)
-        for start in range(0, len(bits), SERIAL):
-            wide[start : start + SERIAL] = stored[start : start + SERIAL]
-        np.copyto(chosen, same)
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite makes the sums so, as it should
-            counts.absolute = float(sizes.sum())
-            counts.squares = float(np.multiply(sizes, sizes, out=squares).sum())
-            np.multiply(sizes, chosen, out=sizes)
-            counts.absolute_zero_modes = float(sizes.sum())
-            counts.squares_zero_modes = float(np.multiply(sizes, sizes, out=squares).sum())
+        n_weights = len(bits)
+        n_padded = -(-n_weights // STRETCH) * STRETCH
+        self._bits[n_weights:n_padded], self._chosen[n_weights:n_padded] = 0, 0
+        np.copyto(self._chosen[:n_weights], same)
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            found = _sums(self._widened(n_padded), self._chosen[:n_padded])
+            if not _is_safe(*found[:2]) or not _is_safe(*found[2:]):
+                sizes = torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(self._kind).double().numpy()
+                found = _sums(*(np.pad(side, (0, n_padded - n_weights)) for side in (sizes, same.astype(np.float64))))
+        counts.absolute, counts.squares, counts.absolute_zero_modes, counts.squares_zero_modes = found
+
+    def _widened(self, n_weights: int) -> NDArray[Any]:
+        """The first weights of the buffer as float32, or as float64 where they are stored so."""
+        bits, sizes = self._bits[:n_weights], self._sizes[:n_weights]
+        if self._kind == torch.bfloat16:
+            wide = sizes.view(np.uint32)
+            np.copyto(wide, bits)
+            np.left_shift(wide, 16, out=wide)
+        elif self._kind == torch.float16:
+            sizes[:] = converted(bits, torch.float16, torch.float32).view(np.float32)
+        else:
+            return bits.view(f"f{bits.itemsize}")
+        return sizes
+
+
+def _is_safe(absolute: float, squares: float) -> bool:
+    """Whether neither sum can have lost anything to the limits of float32."""
+    return absolute == 0 or SMALLEST < squares < LARGEST
+
+
+def _sums(sizes: NDArray[Any], chosen: NDArray[Any]) -> tuple[float, ...]:
+    """Sums of sizes, of their squares, and both of the chosen ones (1, the others 0).
+
+    `STRETCH` weights are summed in the type that they have, the stretches' sums in float64.
+    """
+    rows, ones = sizes.reshape(-1, STRETCH), chosen.reshape(-1, STRETCH)
+    of_each = (np.einsum("ij->i", rows), np.vecdot(rows, rows), np.vecdot(rows, ones))
+    kept = np.multiply(rows, ones, out=ones if ones.dtype == rows.dtype else None)
+    absolute, squares, absolute_chosen, squares_chosen = (
+        float(sums.sum(dtype=np.float64)) for sums in (*of_each, np.vecdot(kept, kept))
+    )
+    return absolute, squares, absolute_chosen, squares_chosen
 
 
 def _distances(base: Bits, tuned: Bits, kind: torch.dtype) -> NDArray[np.uint64]:

@@ -1,13 +1,13 @@
-"""A checkpoint opened without a model: its tensors by name, mapped and not read, and its fingerprint."""
+"""A checkpoint opened without a model: its tensors by name, not read yet, and its fingerprint."""
 
 import hashlib
 import json
-import mmap
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lesion.anatomy.files import PACKED_DTYPES, check_safetensors, states, weight_files
 from lesion.anatomy.source import resolve
-from lesion.anatomy.streaming import FLOATS, StoredTensor, stored_tensors
+from lesion.anatomy.streaming import FLOATS, stored_tensors
 from lesion.errors import InputError, ModelError
 
 Bits = NDArray[Any]
@@ -29,45 +29,63 @@ SAMPLES = 64
 """Blocks of each file, in bytes and in number, that a fingerprint looks at, spread evenly over the file."""
 
 
-class MappedFile:
-    """A file in memory that is not there before it is read, and goes when it is released."""
+@runtime_checkable
+class Source(Protocol):
+    """Where the weights of a tensor come from."""
 
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    def fill(self, start: int, into: Bits) -> None:
+        """Puts as many weights of the flat tensor as there is room for, the first of them number `start`."""
+        ...
 
-    def release(self, start: int, stop: int) -> None:
-        """Gives the pages of some bytes back; they stay in the system's cache."""
-        first = start - start % mmap.PAGESIZE
-        if stop > first:
-            self.map.madvise(mmap.MADV_DONTNEED, first, stop - first)
+
+class FileSource:
+    """Weights in a file, read when they are asked for. (A mapped file that is cut off ends the process.)"""
+
+    def __init__(self, file: BinaryIO, offset: int) -> None:
+        self._file, self._offset = file, offset
+
+    def fill(self, start: int, into: Bits) -> None:
+        """Reads weights.
+
+        Raises:
+            ModelError: the file cannot be read, or has become shorter.
+        """
+        room, place = into.view(np.uint8).data, self._offset + start * into.itemsize
+        while room:
+            try:
+                n_read = os.preadv(self._file.fileno(), [room], place)
+            except OSError as error:
+                raise ModelError(f"{self._file.name} cannot be read: {error.strerror or error}") from None
+            if not n_read:
+                raise ModelError(f"{self._file.name} became shorter while it was read; run the comparison again")
+            room, place = room[n_read:], place + n_read
+
+
+class MemorySource:
+    """Weights that are in memory, as flat bits."""
+
+    def __init__(self, bits: Bits) -> None:
+        self._bits = bits
+
+    def fill(self, start: int, into: Bits) -> None:
+        """Copies weights."""
+        np.copyto(into, self._bits[start : start + len(into)])
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a checkpoint.
-
-    Attributes:
-        bits: all of it, flat; nothing of it is read before it is looked at.
-        file: where `bits` is mapped from, and at which byte; None for what is in memory.
-    """
+    """A tensor in a checkpoint; nothing of it is read before it is asked for."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    bits: Bits
-    file: tuple[MappedFile, int] | None = None
+    source: Source
 
-    def read(self, start: int, stop: int) -> Bits:
-        """Weights `start` to `stop` of the flat tensor, as bits."""
-        piece = self.bits[start:stop]
-        return piece if piece.flags.aligned else piece.copy()
-
-    def release(self, start: int, stop: int) -> None:
-        """Gives the memory of these weights back."""
-        if self.file is not None:
-            mapped, offset = self.file
-            mapped.release(offset + start * self.dtype.itemsize, offset + stop * self.dtype.itemsize)
+    def read(self, start: int, stop: int, into: Bits | None = None) -> Bits:
+        """Weights `start` to `stop` of the flat tensor, as bits; in the front of `into`, where that is given."""
+        bits = np.empty(stop - start, UNSIGNED[self.dtype.itemsize]) if into is None else into[: stop - start]
+        self.source.fill(start, bits)
+        return bits
 
 
 @dataclass(frozen=True)
@@ -201,20 +219,13 @@ def _mapped(files: Sequence[Path]) -> tuple[dict[str, Stored], dict[str, tuple[i
             if name != "__metadata__" and str(entry.get("dtype")).startswith(PACKED_DTYPES):
                 _refuse_unless_table(path, name, str(entry["dtype"]))
     found = stored_tensors(files)
-    maps = {path: MappedFile(path) for path in files if path.stat().st_size}
+    opened = {path: path.open("rb") for path in files}
     tensors = {
-        name: _from_map(maps[tensor.path], tensor) for name, tensor in found.items() if tensor.dtype in FLOATS.values()
+        name: Stored(name, tensor.dtype, tensor.shape, FileSource(opened[tensor.path], tensor.start))
+        for name, tensor in found.items()
+        if tensor.dtype in FLOATS.values()
     }
     return tensors, {name: tensor.shape for name, tensor in found.items() if name not in tensors}
-
-
-def _from_map(mapped: MappedFile, tensor: StoredTensor) -> Stored:
-    kind = UNSIGNED[tensor.dtype.itemsize]
-    if tensor.size:
-        bits = np.frombuffer(mapped.map, kind, tensor.size // kind.itemsize, tensor.start)
-    else:
-        bits = np.empty(0, kind)
-    return Stored(tensor.name, tensor.dtype, tensor.shape, bits, (mapped, tensor.start))
 
 
 def _pickled(files: Sequence[Path]) -> tuple[dict[str, Stored], dict[str, tuple[int, ...]]]:
@@ -229,8 +240,8 @@ def _pickled(files: Sequence[Path]) -> tuple[dict[str, Stored], dict[str, tuple[
             if tensor.dtype in FLOATS.values():
                 flat = tensor.detach().reshape(-1)
                 stored_bytes: Bits = flat.view(torch.uint8).numpy()
-                bits = stored_bytes.view(UNSIGNED[flat.dtype.itemsize])
-                tensors[name] = Stored(name, tensor.dtype, tuple(tensor.shape), bits)
+                source = MemorySource(stored_bytes.view(UNSIGNED[flat.dtype.itemsize]))
+                tensors[name] = Stored(name, tensor.dtype, tuple(tensor.shape), source)
             else:
                 _refuse_unless_table(path, name, str(tensor.dtype).removeprefix("torch."))
                 tables[name] = tuple(tensor.shape)
