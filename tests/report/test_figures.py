@@ -74,7 +74,9 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("role", sorted(palette.ROLES.keys() - {"page", "rule"}))
+@pytest.mark.parametrize(
+    "role", [role for role in palette.ROLES if not role.startswith(("page", "rule", "cell", "heat"))]
+)
 def test_every_colour_reads_on_light_and_on_dark(role: str) -> None:
     for scheme in (0, 1):
         assert contrast(palette.ROLES[role][scheme], palette.ROLES["page"][scheme]) >= 4.5  # WCAG AA for text

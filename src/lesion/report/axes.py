@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from lesion.report.content import Panel, Series
 
@@ -22,9 +23,12 @@ def values(panels: Sequence[Panel]) -> np.ndarray:
 
 def is_log(panels: Sequence[Panel]) -> bool:
     """Whether panels that ask for a logarithmic axis get one."""
-    found = values(panels)
-    asked = all(panel.scale == "log" for panel in panels)
-    return bool(asked and found.size and found.min() > 0 and found.max() / found.min() > LOG_RANGE)
+    return is_log_range(values(panels), "log" if all(panel.scale == "log" for panel in panels) else "linear")
+
+
+def is_log_range(found: np.ndarray, asked: str) -> bool:
+    """Whether numbers, all finite, get a logarithmic axis if `log` is asked for: all above 0 and 30-fold apart."""
+    return bool(asked == "log" and found.size and found.min() > 0 and found.max() / found.min() > LOG_RANGE)
 
 
 def limits(panels: Sequence[Panel]) -> tuple[float, float]:
@@ -84,6 +88,13 @@ def log_ticks(low: float, high: float) -> list[float]:
     if len(tens) > 2:
         return tens[:: math.ceil(len(tens) / 6)]
     return [m * 10.0**exponent for exponent in exponents for m in (1, 3) if low <= m * 10.0**exponent <= high]
+
+
+def bar_ticks(low: float, high: float, is_log: bool) -> list[float]:
+    """Ticks of a colour bar: both ends, and round numbers between that keep clear of them."""
+    inner = log_ticks(low, high) if is_log else list(MaxNLocator(nbins=4).tick_values(low, high))
+    place = [math.log(tick / low) / math.log(high / low) if is_log else (tick - low) / (high - low) for tick in inner]
+    return [low, *(tick for tick, share in zip(inner, place, strict=True) if 0.13 < share < 0.87), high]
 
 
 def _inner(line: Series) -> np.ndarray:

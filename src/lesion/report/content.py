@@ -50,6 +50,124 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """One line over any quantity, of few points or of thousands.
+
+    Attributes:
+        label: what the legend calls it.
+        role: its colour, a key of `palette.ROLES`.
+        x, y: the points, x rising; NaN in y leaves a gap.
+        low, high: a band around it, such as the least and the greatest over seeds; None where there is none.
+        marker: a matplotlib marker, drawn at every point; empty for a bare line.
+        dashed: for a line that another one hides.
+    """
+
+    label: str
+    role: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    marker: str = ""
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A thin line across a panel of curves, or one point of it, with a few words.
+
+    Attributes:
+        label: what is written beside it; empty for a bare line.
+        x: place on the horizontal axis; None draws a line at `y` from left to right.
+        y: place on the vertical axis; None draws a line at `x` from bottom to top.
+        role: its colour.
+    """
+
+    label: str
+    x: float | None = None
+    y: float | None = None
+    role: str = "muted"
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One pair of axes with lines over any quantity.
+
+    Attributes:
+        title: quantity and unit of the vertical axis.
+        curves: the lines.
+        x_label: quantity and unit of the horizontal axis.
+        scale: of the vertical axis; `log` is used only where the values allow it and span more than 30-fold.
+        log_x: whether the horizontal axis is logarithmic; its values are then above 0.
+        whole_x: whether x is counted: ticks are then whole numbers.
+        from_zero: whether the vertical axis holds 0.
+        marks: lines and points that are pointed out.
+        note: a short second line of the title.
+    """
+
+    title: str
+    curves: tuple[Curve, ...]
+    x_label: str
+    scale: Literal["linear", "log"] = "linear"
+    log_x: bool = False
+    whole_x: bool = False
+    from_zero: bool = True
+    marks: tuple[Mark, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A heat map: a coloured cell a number, which is written in it where there is room.
+
+    Attributes:
+        title: what a cell is.
+        rows, columns: the names along the vertical and the horizontal axis.
+        values: rows × columns; a cell without a number (NaN) is drawn empty, with a stroke through it.
+        unit: what the colour bar says behind its numbers, such as `%`; may be empty.
+        x_label, y_label: what columns and rows are.
+        scale: of the colours; `log` is used only where the values allow it and span more than 30-fold.
+        include: a number that a linear scale of colours must hold, such as 0 for a share; None takes the values' range.
+        note: a short second line of the title.
+    """
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: np.ndarray
+    unit: str = ""
+    x_label: str = "layer"
+    y_label: str = ""
+    scale: Literal["linear", "log"] = "linear"
+    include: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A matrix as an image in grey: white for 0, black for 255, on a dark page too.
+
+    Attributes:
+        title: what is shown.
+        pixels: rows × columns, uint8; row 0 is on top.
+        shape: rows and columns of the matrix that it is a picture of, for the numbers along the axes.
+        x_label, y_label: what columns and rows of the matrix are.
+        note: a short second line of the title.
+    """
+
+    title: str
+    pixels: np.ndarray
+    shape: tuple[int, int]
+    x_label: str
+    y_label: str
+    note: str = ""
+
+
+AnyPanel = Panel | Curves | Grid | Picture
+"""What a figure may be made of."""
+
+
+@dataclass(frozen=True)
 class FigureSpec:
     """A figure: panels side by side with one legend.
 
@@ -57,22 +175,31 @@ class FigureSpec:
         name: its file name without the ending.
         caption: what is drawn, on how much data, and what the band is.
         label: one line for readers who cannot see it.
-        panels: the panels, of equal size.
-        columns: panels in a row of the figure's file.
-        shared_y: whether all panels have the same vertical axis.
+        panels: the panels, of one kind or of several.
+        columns: panels of ordinary width in a row of the figure's file; a heat map may take up to three.
+        shared_y: whether all panels of lines over layers have the same vertical axis.
+        on_page: whether the page shows it; the others are files only.
     """
 
     name: str
     caption: str
     label: str
-    panels: tuple[Panel, ...]
+    panels: tuple[AnyPanel, ...]
     columns: int = 3
     shared_y: bool = False
+    on_page: bool = True
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A complete table of the run; columns `x` and `x_sem` are shown as one column `x ± SEM`."""
+    """A table of the run; columns `x` and `x_sem` are shown as one column `x ± SEM`.
+
+    Attributes:
+        name: of its file in `tables/`.
+        caption: what a row is, and over what.
+        frame: all its rows; of a very long table the page shows the first ones and says so.
+        is_open: whether the page shows it unfolded.
+    """
 
     name: str
     caption: str
@@ -86,6 +213,8 @@ class Section:
 
     Attributes:
         title: its heading.
+        subject: what was studied: the name of a model, or of a pair.
+        byline: its kind and sizes, as far as they are known.
         overview: sentences for the top of the page, each with numbers of the tables only.
         measured: what was measured, on which positions.
         definitions: pairs of a quantity and its definition in one line.
@@ -95,6 +224,8 @@ class Section:
     """
 
     title: str
+    subject: str
+    byline: str
     overview: tuple[str, ...]
     measured: tuple[str, ...]
     definitions: tuple[tuple[str, str], ...]

@@ -8,7 +8,18 @@ LONGEST = 1000
 LONGEST_OWN_NAME = 100
 NOTHING = "none"
 RUN = ("status", "started", "finished", "resumed", "reason", "commit", "device", "dtype", "seeds")
-GROUPS = ("timings", "counts", "weights", "arguments", "model", "data", "versions")
+FILES = ("looked_at", "names_aligned")
+"""What a run found out about the checkpoints' files that it read."""
+PAIR = ("base", "tuned", "masks", "checkpoints")
+GROUPS = ("timings", "counts", "weights", "arguments", *PAIR, "model", "data", "versions")
+SIZES = (
+    ("n_layers", "layers"),
+    ("n_heads", "heads"),
+    ("d_model", "dimensions"),
+    ("vocabulary", "outputs"),
+    ("n_parameters", "parameters"),
+)
+CHECKPOINT = {"fingerprint": "SHA-256 of the files", "model_type": "kind of model, as configured"}
 NAMES = {
     "run": {
         "resumed": "times resumed",
@@ -25,6 +36,8 @@ NAMES = {
         "bytes_read_checking": "bytes read by the check of the model",
     },
     "arguments": {"edits": "--edit"},
+    **{group: dict(CHECKPOINT) for group in PAIR},
+    "files": {"looked_at": "matrices looked at", "names_aligned": "names"},
     "model": {
         "attention": "implementation of attention",
         "d_model": "width of the residual stream",
@@ -73,14 +86,29 @@ AS_STORED = ("configuration", "versions", "processor")
 def made(manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """The facts of a run by group; groups that it does not have are left out."""
     yield "run", [(_name("run", key), cut(text(manifest[key]))) for key in RUN if key in manifest]
+    files = {key: manifest[key] for key in FILES if manifest.get(key)}
+    if files:
+        yield "files", [(name, cut(value)) for name, value in _facts("files", files)]
     for group in GROUPS:
         held = manifest.get(group)
+        if isinstance(held, list) and any(isinstance(item, Mapping) for item in held):
+            yield group, [(name, cut(value)) for name, value in _facts(group, held)]
         if isinstance(held, Mapping):
             inner = {key: value for key, value in held.items() if key != "configuration"}
             yield group, [(name, cut(value)) for name, value in _facts(group, inner)]
             if isinstance(held.get("configuration"), Mapping):
                 own = _facts("configuration", held["configuration"])
                 yield "configuration of the model, as stored", [(name, cut(value)) for name, value in own]
+
+
+def about_model(manifest: Mapping[str, Any]) -> str:
+    """The model's kind and sizes, and what it ran on, as far as they are known."""
+    model = manifest["model"]
+    sizes = [(model.get(key), noun) for key, noun in SIZES]
+    counted = [f"{value:,} {noun}" for value, noun in sizes if value is not None]
+    kind = [str(model[key]) for key in ("family", "objective") if model.get(key)]
+    place = [str(manifest[key]) for key in ("device", "dtype") if manifest.get(key)]
+    return " · ".join(", ".join(part) for part in (kind, counted, place) if part)
 
 
 def text(value: object) -> str:

@@ -10,22 +10,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lesion.report.content import FigureSpec, Section, TableSpec
+from lesion.report.content import Curve, FigureSpec, Section, Series, TableSpec
 from lesion.report.facts import cut, made
-from lesion.report.figures import clean, inline_panels, legend_lines
+from lesion.report.figures import clean, inline_panels, legend_lines, span
 from lesion.report.palette import palette_css
 from lesion.report.svg import legal, legend_key
 from lesion.report.tables import Table, table_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONGEST_NAME, LONGEST_COMMAND = 200, 5000
-SIZES = (
-    ("n_layers", "layers"),
-    ("n_heads", "heads"),
-    ("d_model", "dimensions"),
-    ("vocabulary", "outputs"),
-    ("n_parameters", "parameters"),
-)
 
 
 @dataclass(frozen=True)
@@ -36,6 +29,7 @@ class PageFigure:
     identifier: str
     spec: FigureSpec
     panels: list[Markup]
+    wide: bool
     legend: list[tuple[Markup, str]]
 
 
@@ -51,12 +45,13 @@ class PageTable:
 
 @dataclass(frozen=True)
 class PageSection:
-    """A section with its figures and tables numbered through the page."""
+    """A section with its figures and tables numbered through the page; `elsewhere` are figures that are files only."""
 
     identifier: str
-    model: str
+    subject: str
     section: Section
     figures: list[PageFigure]
+    elsewhere: list[str]
     tables: list[PageTable]
     manifest: dict[str, Any]
     made: list[tuple[str, list[tuple[str, str]]]]
@@ -70,16 +65,6 @@ class PageSection:
     def reason(self) -> str:
         """Why the run ended early, where that is known."""
         return cut(str(self.manifest.get("reason") or ""))
-
-    @property
-    def byline(self) -> str:
-        """The model's kind and sizes, and what it ran on, as far as they are known."""
-        model = self.manifest["model"]
-        sizes = [(model.get(key), noun) for key, noun in SIZES]
-        counted = [f"{value:,} {noun}" for value, noun in sizes if value is not None]
-        kind = [str(model[key]) for key in ("family", "objective") if model.get(key)]
-        place = [str(self.manifest[key]) for key in ("device", "dtype") if self.manifest.get(key)]
-        return " · ".join(", ".join(part) for part in (kind, counted, place) if part)
 
 
 def render(parts: Sequence[tuple[dict[str, Any], Section]]) -> str:
@@ -95,10 +80,10 @@ def render(parts: Sequence[tuple[dict[str, Any], Section]]) -> str:
         lstrip_blocks=True,
     )
     sections = list(_numbered(parts))
-    models = list(dict.fromkeys(section.model for section in sections))
+    subjects = list(dict.fromkeys(section.subject for section in sections))
     page: str = environment.get_template("page.html").render(
-        title=f"{', '.join(models)} · lesion",
-        models=models,
+        title=f"{', '.join(subjects)} · lesion",
+        subjects=subjects,
         sections=sections,
         style=Markup(style),
         script=Markup(script),
@@ -118,19 +103,24 @@ def policy(style: str, script: str) -> str:
 def _numbered(parts: Sequence[tuple[dict[str, Any], Section]]) -> Iterator[PageSection]:
     figures, tables = 0, 0
     for index, (manifest, section) in enumerate(parts, start=1):
-        drawn = [_figure(spec, figures + k, f"s{index}-f{k}") for k, spec in enumerate(section.figures, start=1)]
+        on_page = [spec for spec in section.figures if spec.on_page]
+        drawn = [_figure(spec, figures + k, f"s{index}-f{k}") for k, spec in enumerate(on_page, start=1)]
         shown = [PageTable(tables + k, f"s{index}-t{k}", s, table_of(s.frame)) for k, s in enumerate(section.tables, 1)]
         figures, tables = figures + len(drawn), tables + len(shown)
-        model = clean(str(manifest["model"]["name"]), LONGEST_NAME)
-        yield PageSection(f"s{index}", model, section, drawn, shown, manifest, list(made(manifest)))
+        elsewhere = [spec.name for spec in section.figures if not spec.on_page]
+        subject = clean(section.subject, LONGEST_NAME)
+        yield PageSection(f"s{index}", subject, section, drawn, elsewhere, shown, manifest, list(made(manifest)))
 
 
 def _figure(spec: FigureSpec, number: int, identifier: str) -> PageFigure:
     panels = [Markup(panel) for panel in inline_panels(spec, identifier)]
-    legend = [
-        (Markup(legend_key(line.role, line.marker)), clean(line.label, LONGEST_NAME)) for line in legend_lines(spec)
-    ]
-    return PageFigure(number, identifier, spec, panels, legend)
+    legend = [(Markup(_key(line)), clean(line.label, LONGEST_NAME)) for line in legend_lines(spec)]
+    wide = any(span(panel) > 1 for panel in spec.panels)
+    return PageFigure(number, identifier, spec, panels, wide, legend)
+
+
+def _key(line: Series | Curve) -> str:
+    return legend_key(line.role, line.marker, dashed=isinstance(line, Curve) and line.dashed)
 
 
 def _shown(value: object) -> object:

@@ -5,12 +5,28 @@ The hues follow Okabe and Ito, darkened (on light) and lightened (on dark) to a 
 
 from typing import NamedTuple
 
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+
+STEPS = 16
+"""Colours of a heat map's scale: as many as can be told apart beside its colour bar."""
+
 
 class Colour(NamedTuple):
     """One colour on the light and on the dark page."""
 
     light: str
     dark: str
+
+
+def _heat() -> dict[str, Colour]:
+    """The scale of heat maps, from the least to the most: away from the page, on light and on dark.
+
+    Viridis, whose lightness rises evenly also for the colour-blind, without its two ends, so that on either half of the
+    scale a number in black or in white has a contrast of 4.5 with its cell.
+    """
+    shades = [to_hex(colormaps["viridis"](0.9 - 0.88 * step / (STEPS - 1))) for step in range(STEPS)]
+    return {f"heat_{step}": Colour(shades[step], shades[-1 - step]) for step in range(STEPS)}
 
 
 ROLES = {
@@ -30,9 +46,20 @@ ROLES = {
     "domain_5": Colour("#ad3644", "#ee8d97"),
     "domain_6": Colour("#5b676f", "#a8b3bb"),
     "domain_7": Colour("#80532a", "#d0a276"),
+    "cell_low": Colour("#000000", "#ffffff"),  # numbers in the lower half of a heat map's scale
+    "cell_high": Colour("#fefefe", "#000000"),  # in the upper half; no light colour is there twice
+    **_heat(),
 }
 MARKERS = {"drop": "o", "swap": "s", "drop_attn": "^", "drop_mlp": "D"}
 DOMAIN_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+WEIGHTS = {
+    "original": "domain_0",
+    "ablated": "drop_mlp",
+    "zero_modes": "drop",
+    "random": "swap",
+    "matched": "drop_attn",
+}
+"""Zero modes and what they are compared with: one colour each everywhere."""
 
 
 def role_of(colour: str) -> str:

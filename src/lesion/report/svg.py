@@ -16,6 +16,7 @@ _ILLEGAL = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U001
 _KEPT = {
     *("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-linejoin", "stroke-linecap"),
     *("stroke-dasharray", "stroke-dashoffset", "opacity", "font-size", "font-family", "font-weight", "text-anchor"),
+    "image-rendering",
 }
 ElementTree.register_namespace("", _SVG)
 ElementTree.register_namespace("xlink", _XLINK)
@@ -32,21 +33,22 @@ def standalone(text: str, title: str) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def inline(text: str, *, prefix: str, label: str, hover: Mapping[str, Sequence[str]]) -> str:
+def inline(text: str, *, prefix: str, label: str, hover: Mapping[str, Sequence[str]], wide: int = 1) -> str:
     """An element for a page.
 
     Args:
         text: matplotlib's SVG.
         prefix: put before the identifiers that are kept; unique on the page.
         label: what the figure is called for readers who cannot see it.
-        hover: for the group of each identifier, a text for each of its markers, in order.
+        hover: for the group of each identifier, a text for each of its markers, or for its one shape, in order.
+        wide: ordinary panels that it is wide.
     """
     root = _attributes_only(text)
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
     root.set("role", "img")
     root.set("aria-label", legal(label))
-    root.set("class", "plot")
+    root.set("class", "plot" if wide == 1 else f"plot w{wide}")
     _add_hover(root, hover)
     _shorten_identifiers(root, prefix)
     for element in root.iter():
@@ -62,16 +64,17 @@ def legal(text: str) -> str:
     return _ILLEGAL.sub("\ufffd", text)
 
 
-def legend_key(role: str, marker: str) -> str:
-    """A short line with its marker, for a legend in the page's own text."""
+def legend_key(role: str, marker: str, *, dashed: bool = False) -> str:
+    """A short line, with its marker if it has one, for a legend in the page's own text."""
+    dashes = ' stroke-dasharray="4.5 3.2"' if dashed else ""
+    line = f'<line x1="0" y1="6" x2="26" y2="6" stroke-width="1.8"{dashes} class="s-{role}"/>'
+    start = '<svg class="key" viewBox="0 0 26 12" width="26" height="12" aria-hidden="true" focusable="false">'
+    if not marker:
+        return f"{start}{line}</svg>"
     path = MarkerStyle(marker)
     outline = np.asarray(path.get_path().transformed(path.get_transform()).to_polygons()[0])
     points = " ".join(f"{13 + 7.5 * x:.1f},{6 - 7.5 * y:.1f}" for x, y in outline)
-    return (
-        '<svg class="key" viewBox="0 0 26 12" width="26" height="12" aria-hidden="true" focusable="false">'
-        f'<line x1="0" y1="6" x2="26" y2="6" stroke-width="1.8" class="s-{role}"/>'
-        f'<polygon points="{points}" stroke-width="0.9" class="f-{role} s-page"/></svg>'
-    )
+    return f'{start}{line}<polygon points="{points}" stroke-width="0.9" class="f-{role} s-page"/></svg>'
 
 
 def _attributes_only(text: str) -> ElementTree.Element:
@@ -111,13 +114,15 @@ def _coloured(element: ElementTree.Element) -> Iterator[str]:
 def _add_hover(root: ElementTree.Element, hover: Mapping[str, Sequence[str]]) -> None:
     for group in root.iter(f"{{{_SVG}}}g"):
         texts = hover.get(group.attrib.get("id", ""), ())
-        markers = list(group.iter(f"{{{_SVG}}}use"))
+        markers = list(group.iter(f"{{{_SVG}}}use")) or list(group.iter(f"{{{_SVG}}}path"))
         for marker, text in zip(markers, texts, strict=bool(texts)):
             ElementTree.SubElement(marker, f"{{{_SVG}}}title").text = legal(text)
 
 
 def _shorten_identifiers(root: ElementTree.Element, prefix: str) -> None:
     link = f"{{{_XLINK}}}href"
+    for image in root.iter(f"{{{_SVG}}}image"):
+        image.set("href", image.attrib.pop(link))  # the data of the image, not a reference
     referenced = {e.attrib[link][1:] for e in root.iter() if link in e.attrib}
     referenced |= {e.attrib["clip-path"][5:-1] for e in root.iter() if "clip-path" in e.attrib}
     short = {name: f"{prefix}-{index}" for index, name in enumerate(sorted(referenced))}

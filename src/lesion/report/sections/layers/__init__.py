@@ -3,6 +3,7 @@
 import pandas as pd
 
 from lesion.report.content import Section, TableSpec
+from lesion.report.facts import about_model
 from lesion.report.sections.layers import drawings, measured, overview
 from lesion.report.sections.layers.rows import read
 from lesion.results import RunView
@@ -19,6 +20,8 @@ def section(run: RunView) -> Section:
         tables.append(TableSpec("layers_by_domain", "The same for each domain.", _ordered(by_domain), is_open=False))
     return Section(
         title="Layer interventions",
+        subject=str(run.manifest["model"]["name"]),
+        byline=about_model(run.manifest),
         overview=tuple(overview.sentences(rows, by_domain)),
         measured=tuple(measured.notes(rows)),
         definitions=measured.definitions(rows),

@@ -1,0 +1,158 @@
+"""Heat maps: a cell a number, in a scale of colours that has one version for the light page and one for the dark."""
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from lesion.report import axes as decisions
+from lesion.report.content import FigureSpec, Grid
+from lesion.report.drawing.style import BOTTOM, TOP, Box, add_axes, clean, inches_wide, plain, set_title
+from lesion.report.numbers import MINUS, decimals, number
+from lesion.report.palette import ROLES, STEPS
+
+CELL = 0.21
+"""Height of a cell, in inches."""
+CHARACTER = 0.64
+"""Width of a figure in DejaVu Sans, of its size."""
+SIZES = (7.0, 6.5, 6.0)
+"""Sizes of the numbers in cells, in points; where none fits there are no numbers, and hovering says them."""
+BAR = (0.1, 0.11, 0.36)
+"""Colour bar, in inches: its distance from the cells, its width, and the room for its numbers."""
+LONGEST = 14
+"""Characters of a row's name."""
+
+
+def size(panel: Grid) -> tuple[int, float]:
+    """Ordinary panels that it is wide, and its height without the title in inches."""
+    columns = len(panel.columns)
+    return (1 if columns <= 4 else 2 if columns <= 14 else 3), max(len(panel.rows) * CELL, 3 * CELL) + BOTTOM + TOP
+
+
+def draw(figure: Figure, box: Box, panel: Grid, spec: FigureSpec) -> None:
+    """Draws the panel in `box`, with its colour bar on the right."""
+    left = 0.16 + 0.075 * max([len(clean(name, LONGEST)) for name in panel.rows], default=0)
+    left += 0.16 if panel.y_label else 0.0
+    axes = add_axes(figure, box, left=left, right=sum(BAR))
+    is_log = decisions.is_log_range(panel.values[np.isfinite(panel.values)], panel.scale)
+    set_title(axes, panel.title, panel.note)
+    axes.set_xlim(0, len(panel.columns))
+    axes.set_ylim(len(panel.rows), 0)
+    _label(axes, panel)
+    low, high = scale(panel)
+    for row, column in np.ndindex(panel.values.shape):
+        _cell(axes, panel, row, column, step_of(float(panel.values[row, column]), low, high, is_log))
+    if math.isfinite(low):
+        _bar(figure, axes, box, panel, is_log)
+
+
+def hover(panel: Grid, spec: FigureSpec) -> dict[str, list[str]]:
+    """What each cell says, by its identifier."""
+    unit = f" {panel.unit}" if panel.unit else ""
+    return {
+        f"cell-{row}-{column}": [
+            f"{clean(panel.rows[row])}, {f'{panel.x_label} ' if panel.x_label else ''}{clean(panel.columns[column])}: "
+            + (f"{shown(float(value), float(value))}{unit}" if math.isfinite(value) else "nothing")
+        ]
+        for (row, column), value in np.ndenumerate(panel.values)
+    }
+
+
+def scale(panel: Grid) -> tuple[float, float]:
+    """The numbers at the two ends of the scale of colours; NaN without any number."""
+    found = panel.values[np.isfinite(panel.values)]
+    if not found.size:
+        return math.nan, math.nan
+    low, high = float(found.min()), float(found.max())
+    if panel.include is not None and not decisions.is_log_range(found, panel.scale):
+        low, high = min(low, panel.include), max(high, panel.include)
+    return low, high
+
+
+def step_of(value: float, low: float, high: float, is_log: bool) -> int | None:
+    """The colour's number, from 0 for `low` to `STEPS` − 1 for `high`; None for NaN."""
+    if not math.isfinite(value):
+        return None
+    if high <= low:
+        return 0
+    share = math.log(value / low) / math.log(high / low) if is_log else (value - low) / (high - low)
+    return min(STEPS - 1, max(0, int(STEPS * share)))
+
+
+def shown(value: float, largest: float) -> str:
+    """A cell's number: three digits of the largest."""
+    return number(value, max(0, decimals(largest) - 1) if largest else 0)
+
+
+def _label(axes: Axes, panel: Grid) -> None:
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, pad=3)
+    wide = max([len(clean(name, LONGEST)) for name in panel.columns], default=1)
+    fitting = max(1, int(inches_wide(axes) / (0.075 * wide + 0.06)))
+    every = math.ceil(len(panel.columns) / fitting)
+    places = np.arange(0, len(panel.columns), every)
+    axes.set_xticks(places + 0.5, [clean(panel.columns[place], LONGEST) for place in places])
+    axes.set_yticks(np.arange(len(panel.rows)) + 0.5, [clean(name, LONGEST) for name in panel.rows])
+    axes.set_xlabel(panel.x_label, labelpad=2)
+    axes.set_ylabel(panel.y_label, labelpad=3)
+
+
+def _cell(axes: Axes, panel: Grid, row: int, column: int, step: int | None) -> None:
+    page = ROLES["page"].light
+    colour = page if step is None else ROLES[f"heat_{step}"].light
+    patch = Rectangle((column, row), 1, 1, facecolor=colour, edgecolor=page, linewidth=0.6 if _is_roomy(panel) else 0.2)
+    patch.set_gid(f"cell-{row}-{column}")
+    axes.add_patch(patch)
+    if step is None:
+        axes.plot([column + 0.3, column + 0.7], [row + 0.7, row + 0.3], color=ROLES["rule"].light, linewidth=0.8)
+        return
+    fitting = _font_size(axes, panel)
+    if fitting is not None:
+        role = "cell_low" if step < STEPS // 2 else "cell_high"
+        text, colour = shown(float(panel.values[row, column]), _largest(panel)), ROLES[role].light
+        axes.text(column + 0.5, row + 0.53, text, ha="center", va="center", fontsize=fitting, color=colour, zorder=5)
+
+
+def _is_roomy(panel: Grid) -> bool:
+    return len(panel.columns) <= 40
+
+
+def _largest(panel: Grid) -> float:
+    return float(np.nanmax(np.abs(panel.values[np.isfinite(panel.values)])))
+
+
+def _font_size(axes: Axes, panel: Grid) -> float | None:
+    """The largest size at which the longest number fits a cell."""
+    found = panel.values[np.isfinite(panel.values)]
+    longest = max(len(shown(float(value), _largest(panel)).replace(MINUS, "-")) for value in found)
+    points = 72 * inches_wide(axes) / len(panel.columns)
+    return next((size for size in SIZES if longest * CHARACTER * size + 3 <= points), None)
+
+
+def _bar(figure: Figure, axes: Axes, box: Box, panel: Grid, is_log: bool) -> None:
+    low, high = scale(panel)
+    width, height = figure.get_size_inches()
+    place = axes.get_position()
+    tall = min(place.height, 2.0 / height)
+    bar = figure.add_axes((place.x1 + BAR[0] / width, place.y1 - tall, BAR[1] / width, tall))
+    steps = 1 if high <= low else STEPS
+    for step in range(steps):
+        colour = ROLES[f"heat_{step}"].light
+        bar.add_patch(Rectangle((0, step / steps), 1, 1 / steps, facecolor=colour, edgecolor=colour, linewidth=0.2))
+    bar.spines[:].set_visible(False)
+    bar.tick_params(length=2, pad=2, labelsize=7)
+    bar.set_xticks([])
+    bar.set_ylim(0, 1)
+    bar.yaxis.tick_right()
+    ticks = [low] if high <= low else decisions.bar_ticks(low, high, is_log)
+    bar.set_yticks([_share(tick, low, high, is_log) for tick in ticks], [plain(float(f"{t:.3g}")) for t in ticks])
+    if panel.unit:
+        bar.set_title(panel.unit, fontsize=7, pad=3)
+
+
+def _share(value: float, low: float, high: float, is_log: bool) -> float:
+    if high <= low:
+        return 0.5
+    return math.log(value / low) / math.log(high / low) if is_log else (value - low) / (high - low)
