@@ -99,9 +99,12 @@ def slow_row(base: Tensor, tuned: Tensor) -> dict[str, float]:
         "n_both_zero": int(((base == 0) & (tuned == 0)).sum()),
         "n_signed_zero": int(((base == tuned) & ~mask).sum()),
         "n_nan": int((base.isnan() | tuned.isnan()).sum()),
+        "mean_abs": float(sizes.mean()),
+        "rms": math.sqrt(float(sizes.square().mean())),
         "mean_abs_zero_modes_over_matrix": float(sizes[mask].mean() / sizes.mean()),
         "share_of_squares": float(sizes[mask].square().sum() / sizes.square().sum()),
         "ulps_median": statistics.median(moved) if moved else math.nan,
         "ulps_mean": sum(moved) / len(moved) if moved else math.nan,
+        "share_one_ulp": moved.count(1) / len(moved) if moved else math.nan,
         "n_ulps": len(moved),
     }

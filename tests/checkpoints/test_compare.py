@@ -22,7 +22,7 @@ EXACT = 1e-12
 """Sums in float64 of a few hundred weights, taken in another order."""
 SUMMED = 1e-6
 """Sums in float32 of up to 4096 weights: each adds its rounding, 6e-8, and they cancel for the most part."""
-MAGNITUDES = ("mean_abs_zero_modes_over_matrix", "share_of_squares")
+MAGNITUDES = ("mean_abs", "rms", "mean_abs_zero_modes_over_matrix", "share_of_squares")
 EVERYTHING = Options(ulps=10**6)
 
 
@@ -257,8 +257,32 @@ def test_one_step_is_one_unit_also_across_zero(tmp_path: Path) -> None:
     base = torch.cat([tiny, torch.tensor([1.0, 1.0]).bfloat16()])
     tuned = torch.cat([-tiny, torch.tensor([1 + 2**-7, 1 - 2**-8]).bfloat16()])
     first, second = write(tmp_path / "a", {"w": base}), write(tmp_path / "b", {"w": tuned})
-    [row] = compared(first, second).rows
-    assert (row.n_ulps, row.ulps_mean, row.ulps_median) == (3, 4 / 3, 1.0)
+    result = compared(first, second)
+    [row] = result.rows
+    assert (row.n_ulps, row.ulps_mean, row.ulps_median, row.share_one_ulp) == (3, 4 / 3, 1.0, 2 / 3)
+    assert [(found.ulps_from, found.ulps_to, found.n_ulps) for found in result.ulps] == [(1, 1, 2), (2, 3, 1)]
+
+
+def test_distances_are_counted_by_powers_of_two(tmp_path: Path) -> None:
+    """From -0 to +0 is no distance, and 1, 2, 3, 4, 7, 8 units are; the greatest float64 distance is near 2**64."""
+    steps = torch.tensor([0, 1, 2, 3, 4, 7, 8])
+    base = torch.cat([torch.tensor([-0.0], dtype=torch.float64), torch.ones(6, dtype=torch.float64)])
+    tuned = torch.cat([-base[:1], (base[1:].view(torch.int64) + steps[1:]).view(torch.float64)])
+    far = torch.tensor([torch.finfo(torch.float64).max], dtype=torch.float64)
+    first = write(tmp_path / "a", {"w": base, "x": far})
+    result = compared(first, write(tmp_path / "b", {"w": tuned, "x": -far}))
+    assert [(row.tensor, row.ulps_from, row.ulps_to, row.n_ulps) for row in result.ulps] == [
+        ("w", 0, 0, 1), ("w", 1, 1, 1), ("w", 2, 3, 2), ("w", 4, 7, 2), ("w", 8, 15, 1), ("x", 2**63, 2**64 - 1, 1),
+    ]  # fmt: skip
+
+
+def test_magnitudes_that_were_not_asked_for_are_not_there(tmp_path: Path) -> None:
+    base = random_tensors(0)
+    first, second = write(tmp_path / "a", base), write(tmp_path / "b", tuned_from(base, 1))
+    without, given = (compared(first, second, options=Options(magnitudes=found)).rows for found in (False, True))
+    for name in ("mean_abs", "rms", "mean_abs_zero_modes_over_matrix", "share_of_squares"):
+        assert all(math.isnan(getattr(row, name)) for row in without), name
+        assert all(getattr(row, name) > 0 for row in given), name
 
 
 def test_without_magnitudes_their_columns_are_empty_and_the_counts_stay(tmp_path: Path) -> None:

@@ -65,6 +65,30 @@ def test_the_summary_adds_up(pair: tuple[Path, Path]) -> None:
     assert (one["n_weights"], one["n_zero_modes"]) == (gate["n_weights"], gate["n_zero_modes"])
 
 
+def test_components_are_their_matrices_taken_together(pair: tuple[Path, Path]) -> None:
+    tables = diff(str(pair[0]), str(pair[1]), options=Options(ulps=10**6)).tables
+    masks, weights = same(pair), load_file(pair[1] / "model.safetensors")
+    names = [name for name in masks if name.endswith("gate_proj.weight")]
+    assert len(names) > 1
+    gate = tables["zero_modes_components"].set_index("component").loc["gate"]
+    relative = torch.cat([(weights[n].double().abs() / weights[n].double().abs().mean())[masks[n]] for n in names])
+    squares = [
+        torch.cat([weights[n].double()[mask[n]].square() for n in names]).sum() for mask in (masks, weights_all(masks))
+    ]
+    assert gate["mean_abs_zero_modes_over_matrix"] == pytest.approx(float(relative.mean()), rel=1e-6)
+    assert gate["share_of_squares"] == pytest.approx(float(squares[0] / squares[1]), rel=1e-6)
+    assert gate["mean_abs_zero_modes_over_matrix"] > 1.1  # large weights are hard to move in bfloat16
+    moved = tables["zero_modes_ulps"].query("component == 'gate'")
+    assert moved["n_ulps"].sum() == gate["n_weights"] - gate["n_zero_modes"]
+    ones = moved[moved["ulps_to"] == 1]["n_ulps"].sum()
+    assert gate["share_one_ulp"] == pytest.approx(ones / moved["n_ulps"].sum())
+    assert "zero_modes_ulps" not in diff(str(pair[0]), str(pair[1])).tables
+
+
+def weights_all(masks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.ones_like(mask) for name, mask in masks.items()}
+
+
 def test_the_same_command_again_reads_what_is_there(pair: tuple[Path, Path], tmp_path: Path) -> None:
     first = diff(str(pair[0]), str(pair[1]), out=tmp_path, name_folder=True)
     again = diff(str(pair[0]), str(pair[1]), out=tmp_path, name_folder=True)

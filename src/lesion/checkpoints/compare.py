@@ -56,9 +56,11 @@ class TensorRow:
         n_nan: weights that are NaN on either side.
         dtype_base, dtype_tuned: as stored.
         compared_as: the type in which the bits were compared.
+        mean_abs, rms: mean of |w| and root of the mean of w² over all weights of TUNED.
         mean_abs_zero_modes_over_matrix: mean |w| of TUNED's zero modes over that of all its weights, NaN without any.
         share_of_squares: the zero modes' share of TUNED's sum of squares.
         ulps_median, ulps_mean: how many units in the last place the changed weights of the sample moved.
+        share_one_ulp: the part of them that moved by one unit, the least that can be seen.
         n_ulps: changed weights in the sample.
     """
 
@@ -74,10 +76,30 @@ class TensorRow:
     dtype_base: str
     dtype_tuned: str
     compared_as: str
+    mean_abs: float
+    rms: float
     mean_abs_zero_modes_over_matrix: float
     share_of_squares: float
     ulps_median: float
     ulps_mean: float
+    share_one_ulp: float
+    n_ulps: int
+
+
+@dataclass(frozen=True)
+class UlpRow:
+    """A row of the table `zero_modes_ulps`: sampled weights of a tensor that moved by a number of units.
+
+    Attributes:
+        ulps_from, ulps_to: the least and the most of them, both included; powers of two apart.
+        n_ulps: weights of the sample that moved so far.
+    """
+
+    tensor: str
+    layer: int | None
+    component: str
+    ulps_from: int
+    ulps_to: int
     n_ulps: int
 
 
@@ -87,12 +109,14 @@ class Comparison:
 
     Attributes:
         rows: one a tensor, in the order of TUNED.
+        ulps: how far the sampled weights moved, by tensor; empty without a sample.
         uncompared: tensors without a counterpart, and why.
         prefix, prefixed: what stood in front of the names on one side only, and which side.
         cast: what both sides were rounded to first; None for nothing.
     """
 
     rows: tuple[TensorRow, ...]
+    ulps: tuple[UlpRow, ...]
     uncompared: tuple[Uncompared, ...]
     prefix: str
     prefixed: str
@@ -163,7 +187,7 @@ def compare(
     """
     refuse_the_same(base, tuned)
     found, options = align(base, tuned), options or Options()
-    rows = []
+    rows, ulps = [], []
     with ThreadPoolExecutor(threads) as pool, _writer(masks, base, tuned, found, options) as writer:
         for _, pieces in groupby(_in_order(found, options, pool, 4 * threads), key=lambda piece: id(piece[0])):
             total = _Counts()
@@ -172,13 +196,16 @@ def compare(
                 if writer is not None:
                     for packed in piece.packed:
                         writer.write(current.name, packed)
-            rows.append(_row(current, total, options))
+            moved = np.concatenate([np.empty(0, np.uint64), *total.distances])
+            rows.append(_row(current, total, moved, options))
+            ulps += _ulp_rows(rows[-1], moved)
             if on_tensor is not None:
                 on_tensor(rows[-1])
         base.refuse_changed()
         tuned.refuse_changed()
     return Comparison(
         rows=tuple(rows),
+        ulps=tuple(ulps),
         uncompared=found.uncompared,
         prefix=found.prefix,
         prefixed=found.prefixed,
@@ -377,11 +404,11 @@ def _distances(base: Bits, tuned: Bits, kind: torch.dtype) -> NDArray[np.uint64]
     return np.where(one_side[known], apart, first + second)
 
 
-def _row(pair: Pair, total: _Counts, options: Options) -> TensorRow:
+def _row(pair: Pair, total: _Counts, moved: NDArray[np.uint64], options: Options) -> TensorRow:
     n_weights = math.prod(pair.shape)
     where = place(pair.name)
-    moved = np.concatenate(total.distances) if total.distances else np.empty(0, np.uint64)
-    mean = _over(total.absolute, n_weights)
+    known = n_weights if options.magnitudes else 0
+    mean = _over(total.absolute, known)
     mean_zero_modes = _over(total.absolute_zero_modes, total.zero_modes)
     return TensorRow(
         tensor=pair.name,
@@ -396,12 +423,24 @@ def _row(pair: Pair, total: _Counts, options: Options) -> TensorRow:
         dtype_base=_word(pair.base.dtype),
         dtype_tuned=_word(pair.tuned.dtype),
         compared_as=_word(compared_as(pair, options.cast)),
+        mean_abs=mean,
+        rms=math.sqrt(_over(total.squares, known)),
         mean_abs_zero_modes_over_matrix=_over(mean_zero_modes, mean),
         share_of_squares=_over(total.squares_zero_modes, total.squares),
         ulps_median=float(np.median(moved)) if len(moved) else math.nan,
         ulps_mean=float(moved.mean(dtype=np.float64)) if len(moved) else math.nan,
+        share_one_ulp=_over(int(np.count_nonzero(moved == 1)), len(moved)),
         n_ulps=len(moved),
     )
+
+
+def _ulp_rows(row: TensorRow, moved: NDArray[np.uint64]) -> list[UlpRow]:
+    """How many weights moved by 1, by 2 or 3, by 4 to 7 … units; from +0 to -0 is a change of 0."""
+    powers, counts = np.unique(np.frexp(moved.astype(np.float64))[1], return_counts=True)
+    return [
+        UlpRow(row.tensor, row.layer, row.component, (1 << power) >> 1, max((1 << power) - 1, 0), count)
+        for power, count in zip(powers.tolist(), counts.tolist(), strict=True)
+    ]
 
 
 def _over(amount: float | int, of: float | int) -> float:

@@ -1,8 +1,10 @@
 """`lesion zero-modes diff`: two checkpoints compared bit by bit."""
 
 import json
+import math
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,24 +79,51 @@ def diff(
         tables = {name: str(outcome.path / "tables" / f"{name}.parquet") for name in outcome.tables}  # type: ignore[operator]
         typer.echo(json.dumps({"run": str(outcome.path), "warnings": outcome.warnings, "tables": tables}))
     elif not quiet:
-        _print_summary(outcome.tables["zero_modes_summary"])
+        _print_summary(outcome.tables)
         typer.echo(f"masks and tables: {outcome.path}")
 
 
-def _print_summary(table: Any) -> None:
-    """Share of zero modes in per cent, a row a layer and a column a component."""
-    from rich.table import Table
-
+def _print_summary(tables: Mapping[str, Any]) -> None:
+    """Share of zero modes by layer and component, what they are like by component, and all projections."""
+    table, components = tables["zero_modes_summary"], tables["zero_modes_components"]
     inside = table[table["layer"].notna()]
-    components = list(dict.fromkeys(inside["component"]))
-    grid = Table(box=None, header_style="bold", pad_edge=False, title="zero modes (%)", title_justify="left")
-    for heading in ["layer", *components]:
-        grid.add_column(heading, justify="right")
-    for layer, rows in inside.groupby("layer"):
-        shares = dict(zip(rows["component"], rows["fraction"], strict=True))
-        grid.add_row(str(layer), *(f"{100 * shares[name]:.2f}" if name in shares else "" for name in components))
-    console = Console(highlight=False)
-    Console(highlight=False, width=max(TABLE_WIDTH, console.width)).print(grid)
+    names = list(components["component"])
+    rows = []
+    for layer, found in inside.groupby("layer"):
+        shares = dict(zip(found["component"], found["fraction"], strict=True))
+        rows.append([str(layer), *(_per_cent(shares[name]) if name in shares else "" for name in names)])
+    _print_grid("zero modes (%)", ["layer", *names], rows)
+    rows = [
+        ["exact zeros among them (%)", *map(_per_cent, components["fraction_both_zero"])],
+        ["|w| over the mean of their matrix", *map(_plain, components["mean_abs_zero_modes_over_matrix"])],
+        ["their share of the sum of squares (%)", *map(_per_cent, components["share_of_squares"])],
+    ]
+    if "zero_modes_ulps" in tables:
+        rows.append(["changed weights that moved by one unit (%)", *map(_per_cent, components["share_one_ulp"])])
+    _print_grid("what they are like", ["all layers", *names], rows)
+    kinds = tables["zero_modes"][["dtype_base", "dtype_tuned"]].drop_duplicates()
+    for base, tuned in kinds.itertuples(index=False):
+        typer.echo(f"stored as {base}" if base == tuned else f"stored as {base}, and as {tuned} in TUNED")
     for row in table[table["layer"].isna()].to_dict("records"):
         counts = f"{row['n_zero_modes']:,} of {row['n_weights']:,} weights"
         typer.echo(f"{row['component']}: {counts} ({100 * row['fraction']:.2f} %)")
+
+
+def _print_grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+
+    grid = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+    for heading in headings:
+        grid.add_column(heading, justify="left" if heading == "all layers" else "right")
+    for row in rows:
+        grid.add_row(*row)
+    console = Console(highlight=False)
+    Console(highlight=False, width=max(TABLE_WIDTH, console.width)).print(grid)
+
+
+def _per_cent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"
+
+
+def _plain(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"

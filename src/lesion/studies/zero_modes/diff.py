@@ -1,5 +1,6 @@
 """Zero modes between two checkpoints, found in their files (paper `zero-modes`, section 2)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lesion.checkpoints.compare import Comparison, Options, TensorRow, compare
-from lesion.checkpoints.components import PROJECTIONS
+from lesion.checkpoints.components import COMPONENTS, PROJECTIONS
 from lesion.checkpoints.masks import FILE
 from lesion.checkpoints.opened import Checkpoint, open_checkpoint, refuse_the_same
 from lesion.results import RunFolder, run_name
@@ -44,7 +45,8 @@ def diff(
 
     Returns:
         Tables `zero_modes` (a row a tensor), `zero_modes_summary` (a row a layer and component, and one for all
-        projection matrices) and `zero_modes_uncompared` (tensors without a counterpart, and why).
+        projection matrices), `zero_modes_components` (a row a component, over all blocks), `zero_modes_ulps` (how far
+        the sampled weights moved) and `zero_modes_uncompared` (tensors without a counterpart, and why).
 
     Raises:
         LesionError: anything that a user can mend, in one line.
@@ -94,24 +96,71 @@ def _folder(
     )
 
 
+UNCOMPARED = ("tensor", "shape_base", "shape_tuned", "reason")
+COUNTS = ("n_weights", "n_zero_modes", "n_both_zero", "n_signed_zero", "n_nan")
+
+
 def _tables(found: Comparison) -> dict[str, pd.DataFrame]:
     rows = pd.DataFrame([asdict(row) for row in found.rows]).astype({"layer": "Int64"})
     uncompared = pd.DataFrame([asdict(row) for row in found.uncompared], columns=list(UNCOMPARED))
-    return {"zero_modes": rows, "zero_modes_summary": summary(rows), "zero_modes_uncompared": uncompared}
-
-
-UNCOMPARED = ("tensor", "shape_base", "shape_tuned", "reason")
+    tables = {
+        "zero_modes": rows,
+        "zero_modes_summary": summary(rows),
+        "zero_modes_components": by_component(rows),
+        "zero_modes_uncompared": uncompared,
+    }
+    if found.ulps:
+        ulps = pd.DataFrame([asdict(row) for row in found.ulps])
+        tables["zero_modes_ulps"] = ulps.astype({"layer": "Int64", "ulps_from": "uint64", "ulps_to": "uint64"})
+    return tables
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Counts by layer and component; the last row, without either, is of all projection matrices inside blocks."""
-    columns = ["n_weights", "n_zero_modes", "n_both_zero"]
-    by_place = rows.groupby(["layer", "component"], dropna=False, sort=True)[columns].sum().reset_index()
-    projections = rows[rows["layer"].notna() & rows["component"].isin(PROJECTIONS)][columns].sum()
-    total = pd.DataFrame([{"layer": None, "component": "projections", **projections}]).astype({"layer": "Int64"})
-    table = pd.concat([by_place, total], ignore_index=True)
-    table["fraction"] = table["n_zero_modes"] / table["n_weights"].where(table["n_weights"] > 0)
-    return table
+    """Sums by layer and component; the last row, without either, is of all projection matrices inside blocks."""
+    by_place = rows.groupby(["layer", "component"], dropna=False, sort=True)
+    sums = [{"layer": layer, "component": component, **_sums(part)} for (layer, component), part in by_place]
+    total = {"layer": None, "component": "projections", **_sums(_projections(rows))}
+    return pd.DataFrame([*sums, total]).astype({"layer": "Int64"})
+
+
+def by_component(rows: pd.DataFrame) -> pd.DataFrame:
+    """Sums over all blocks, a row a component, in the order of a block."""
+    inside = rows[rows["layer"].notna()]
+    found = [(name, inside[inside["component"] == name]) for name in COMPONENTS]
+    records = [{"component": name, **_sums(part)} for name, part in found if len(part)]
+    return pd.DataFrame(records, columns=["component", *_sums(rows)])
+
+
+def _projections(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["layer"].notna() & rows["component"].isin(PROJECTIONS)]
+
+
+def _sums(rows: pd.DataFrame) -> dict[str, float | int]:
+    """Several tensors as one.
+
+    Sizes of zero modes are taken over their own matrix's mean before they are averaged: matrices differ in scale.
+    """
+    counts = {name: int(rows[name].sum()) for name in COUNTS}
+    squares = rows["rms"] ** 2 * rows["n_weights"]
+    changed = (rows["n_weights"] - rows["n_zero_modes"]).where(rows["n_ulps"] > 0)
+    return {
+        **counts,
+        "fraction": _ratio(counts["n_zero_modes"], counts["n_weights"]),
+        "fraction_both_zero": _ratio(counts["n_both_zero"] - counts["n_signed_zero"], counts["n_zero_modes"]),
+        "mean_abs_zero_modes_over_matrix": _weighted(rows["mean_abs_zero_modes_over_matrix"], rows["n_zero_modes"]),
+        "share_of_squares": _weighted(rows["share_of_squares"], squares),
+        "share_one_ulp": _weighted(rows["share_one_ulp"], changed),
+    }
+
+
+def _ratio(amount: float | int, of: float | int) -> float:
+    return amount / of if of else math.nan
+
+
+def _weighted(values: pd.Series, weights: pd.Series) -> float:
+    """A mean over the tensors that have a value and weigh something; NaN where there are none."""
+    known = values.notna() & (weights > 0)
+    return _ratio(float((values * weights)[known].sum()), float(weights[known].sum()))
 
 
 def _warnings(found: Comparison) -> list[str]:
