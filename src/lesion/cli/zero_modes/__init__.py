@@ -4,9 +4,11 @@ import typer
 
 from lesion.cli.zero_modes.apply import apply
 from lesion.cli.zero_modes.diff import diff
+from lesion.cli.zero_modes.dynamics import dynamics
+from lesion.cli.zero_modes.overlap import overlap
 
 zero_modes = typer.Typer(
     help="Weights with the same bits in a base checkpoint and in its fine-tuned derivative.", no_args_is_help=True
 )
-for command in (diff, apply):
+for command in (diff, apply, overlap, dynamics):
     zero_modes.command()(command)

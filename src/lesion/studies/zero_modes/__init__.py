@@ -1,5 +1,7 @@
 """Zero modes between checkpoints, found in their files and looked at (paper `zero-modes`)."""
 
 from lesion.studies.zero_modes.diff import diff
+from lesion.studies.zero_modes.dynamics import dynamics
+from lesion.studies.zero_modes.overlap import overlap
 
-__all__ = ["diff"]
+__all__ = ["diff", "dynamics", "overlap"]
