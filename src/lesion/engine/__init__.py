@@ -11,6 +11,7 @@ from lesion.engine.skeleton import Call, Skeleton
 from lesion.engine.state import METRICS, Incident, Progress, SweepState
 from lesion.engine.sweep import Executor, Here, sweep
 from lesion.engine.verify import telling_document, verify
+from lesion.engine.watching import Watch
 
 __all__ = [
     "METRICS",
@@ -30,6 +31,7 @@ __all__ = [
     "StreamedRunner",
     "SweepState",
     "Walk",
+    "Watch",
     "forecast",
     "keep_pages",
     "lay_out",

@@ -15,6 +15,7 @@ from lesion.engine.lanes import Lane, Streams, Walk
 from lesion.engine.plan import Plan
 from lesion.engine.skeleton import Skeleton
 from lesion.engine.state import METRICS, PAIRED, Incident, SweepState
+from lesion.engine.watching import Watch, Watching, refuse_unwatchable
 from lesion.errors import NonFiniteError
 from lesion.statistics import Scorer, Scores
 
@@ -32,16 +33,31 @@ class Data(Protocol):
 
 @dataclass
 class Bench:
-    """What all batches of a sweep share."""
+    """What all batches of a sweep share.
+
+    Attributes:
+        watches: statistics of activations that are gathered on the way.
+        scored: whether logits are computed and scored; without, only what is watched is gathered.
+
+    Raises:
+        InputError: a watch through which nothing would pass.
+    """
 
     anatomy: Anatomy
     data: Data
     lanes: Sequence[Lane]
     plan: Plan
+    watches: tuple[Watch, ...] = ()
+    scored: bool = True
 
     def __post_init__(self) -> None:
+        refuse_unwatchable(self.watches, self.anatomy, self.lanes)
         self.skeleton, self.scorer = Skeleton(self.anatomy), Scorer()
         self.groups = self.plan.groups or [[]]
+
+    def empty_state(self) -> SweepState:
+        """What has been gathered before anything is run."""
+        return SweepState.empty(len(self.lanes), len(self.data.domains), self.watches)
 
     def tokens(self, batch: Sequence[int]) -> int:
         """Tokens of data in a batch of documents."""
@@ -54,7 +70,14 @@ class BatchWork:
     def __init__(self, bench: Bench, documents: Sequence[int]) -> None:
         self._bench = bench
         self.batch = bench.data.batch(documents).to(bench.anatomy.device)
-        self.walk = Walk(bench.anatomy, bench.lanes, bench.plan.stack_tokens, self._on_broken)
+        self.watching = Watching(bench.anatomy, bench.lanes, bench.watches, self.batch)
+        self.walk = Walk(
+            bench.anatomy,
+            bench.lanes,
+            bench.plan.stack_tokens,
+            self._on_broken,
+            watching=self.watching if bench.watches else None,
+        )
         self._counts = self.batch.keep.sum(dim=1)
         shape = (len(self._counts), len(bench.lanes), len(METRICS))
         self._sums = torch.zeros(shape, dtype=torch.float64, device=bench.anatomy.device)
@@ -68,6 +91,8 @@ class BatchWork:
         rows, columns = self.batch.keep.nonzero(as_tuple=True)
         moved = {index for index in measured if not torch.equal(streams[index], streams[0])}
         self._moved |= moved
+        if not bench.scored:
+            return
         for start in range(0, len(rows), bench.plan.chunk):
             row, column = rows[start : start + bench.plan.chunk], columns[start : start + bench.plan.chunk]
             targets = self.batch.targets[row, column]
@@ -89,9 +114,11 @@ class BatchWork:
                 level = self._sums[:, :, METRICS.index(PAIRED[name])]
                 self._sums[:, :, column] = level - level[:, :1]
         self._check_finite()
-        for domain, mean in enumerate(state.means):
-            chosen = self.batch.domains == domain
-            mean.update(self._sums[chosen], self._counts[chosen])
+        if self._bench.scored:
+            for domain, mean in enumerate(state.means):
+                chosen = self.batch.domains == domain
+                mean.update(self._sums[chosen], self._counts[chosen])
+        self.watching.add_to(state.watched)
         state.changed |= self.walk.changed
         state.moved |= self._moved
         state.incidents += self._broken.values()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lesion.anatomy import Anatomy
 from lesion.engine.skeleton import Call
+from lesion.engine.watching import Watching
 from lesion.interventions.hooks import Hook, Operator, hooked
 from lesion.interventions.intervention import ActivationEdit, Intervention, Order, combine, hidden_of
 
@@ -105,6 +106,7 @@ class Walk:
         stack_tokens: most tokens in one call of a block, unless a single lane has more.
         on_broken: called with a lane's index and the step at which its residual stream stopped being finite.
         changed: indices of lanes whose own edits (those that the clean lane has not) have changed a tensor.
+        watching: looks at activations on the way; None where nobody asked for them.
     """
 
     anatomy: Anatomy
@@ -112,6 +114,7 @@ class Walk:
     stack_tokens: int
     on_broken: Callable[[int, int], None]
     changed: set[int] = field(default_factory=set)
+    watching: Watching | None = None
 
     def run(self, stream: Float[Tensor, "batch token d_model"], calls: Sequence[Call], group: Sequence[int]) -> Streams:
         """Advances the clean lane (index 0) and the lanes of `group` through all blocks.
@@ -147,7 +150,7 @@ class Walk:
         rows = torch.cat([streams[index] for index in stack]) if len(stack) > 1 else streams[stack[0]]
         grown = call.grown(len(stack))
         module = self.anatomy.blocks[visit.block]
-        hooks = self._hooks(stack, visit.block)
+        hooks = self._hooks(stack, visit)
         if hooks:
             with hooked(hooks):
                 output = hidden_of(module(rows, *grown.arguments, **grown.keywords))
@@ -159,12 +162,13 @@ class Walk:
             if not whole and not torch.isfinite(part).all():
                 self.on_broken(index, visit.step)
 
-    def _hooks(self, stack: Sequence[int], block: int) -> list[Hook]:
-        return [
-            Hook(*self.anatomy.site(block, edit.site), self._on_rows(edit, index, place, len(stack)), edit.label)
+    def _hooks(self, stack: Sequence[int], visit: Visit) -> list[Hook]:
+        edits = [
+            Hook(*self.anatomy.site(visit.block, edit.site), self._on_rows(edit, index, place, len(stack)), edit.label)
             for place, index in enumerate(stack)
-            for edit in self.lanes[index].edits.get(block, ())
+            for edit in self.lanes[index].edits.get(visit.block, ())
         ]
+        return edits + (self.watching.hooks(stack, visit.block, visit.step) if self.watching else [])
 
     def _on_rows(self, edit: ActivationEdit, index: int, place: int, lanes: int) -> Operator:
         """The operator on one lane's rows of a stacked tensor, whose first axis holds the lanes in equal parts.

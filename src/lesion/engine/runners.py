@@ -126,3 +126,5 @@ class StreamedRunner:
                     streams = hidden.take(place, started | ({0} if visit.forks else set()))
                     work.walk.visit(streams, visit, calls[visit.block])
                     hidden.put(place, {index: streams[index] for index in {*visit.forks, *visit.runs}})
+            if work is not works[0]:
+                works[0].watching.absorb(work.watching)

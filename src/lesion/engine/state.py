@@ -1,13 +1,14 @@
 """What a sweep has gathered: sums that merge, what was noted on the way, and how both are kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from lesion.engine.maker import Maker
+from lesion.engine.watching import Watch, empty_statistics
 from lesion.results import ShardStore
-from lesion.statistics import ClusteredMean
+from lesion.statistics import ClusteredMean, Statistic
 
 METRICS = (
     "loss_nats",
@@ -49,6 +50,7 @@ class SweepState:
 
     Attributes:
         means: one accumulator a domain; cells are lanes.
+        watched: one statistic a watch, over all domains.
         changed: lanes whose edits have changed a tensor.
         moved: lanes whose last residual stream was not the clean one's.
         halved: how often a batch did not fit into memory and was run in halves.
@@ -65,14 +67,18 @@ class SweepState:
     bytes_read: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     made_by: set[Maker] = field(default_factory=set)
+    watched: list[Statistic] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, n_lanes: int, n_domains: int) -> "SweepState":
-        return cls([ClusteredMean(n_lanes, len(METRICS)) for _ in range(n_domains)])
+    def empty(cls, n_lanes: int, n_domains: int, watches: Sequence[Watch] = ()) -> "SweepState":
+        means = [ClusteredMean(n_lanes, len(METRICS)) for _ in range(n_domains)]
+        return cls(means, watched=empty_statistics(watches))
 
     def merge(self, other: "SweepState") -> None:
         for mine, theirs in zip(self.means, other.means, strict=True):
             mine.merge(theirs)
+        for ours, others in zip(self.watched, other.watched, strict=True):
+            ours.merge(others)
         self.changed |= other.changed
         self.moved |= other.moved
         self.incidents += other.incidents
@@ -85,9 +91,9 @@ class SweepState:
 def save_state(store: ShardStore, index: int, state: SweepState) -> None:
     """Commits a shard's state."""
     arrays = {
-        f"{domain}.{key}": value.numpy()
-        for domain, mean in enumerate(state.means)
-        for key, value in mean.state_dict().items()
+        f"{name}.{key}": value.numpy()
+        for name, part in _parts(state).items()
+        for key, value in part.state_dict().items()
     }
     info = {
         "changed": sorted(state.changed),
@@ -100,14 +106,23 @@ def save_state(store: ShardStore, index: int, state: SweepState) -> None:
     store.commit(index, arrays, info)
 
 
-def load_state(store: ShardStore, index: int, n_lanes: int, n_domains: int) -> SweepState | None:
+def _parts(state: SweepState) -> dict[str, ClusteredMean | Statistic]:
+    """What merges, by the names under which a shard keeps it."""
+    return {str(domain): mean for domain, mean in enumerate(state.means)} | {
+        f"watch{index}": statistic for index, statistic in enumerate(state.watched)
+    }
+
+
+def load_state(
+    store: ShardStore, index: int, n_lanes: int, n_domains: int, watches: Sequence[Watch] = ()
+) -> SweepState | None:
     """The state of a shard that was committed whole, or None."""
     arrays, info = store.load(index), store.info(index)
     if arrays is None or info is None:
         return None
-    state = SweepState.empty(n_lanes, n_domains)
-    for domain, mean in enumerate(state.means):
-        mean.load_state_dict({key: torch.from_numpy(arrays[f"{domain}.{key}"].copy()) for key in mean.state_dict()})
+    state = SweepState.empty(n_lanes, n_domains, watches)
+    for name, part in _parts(state).items():
+        part.load_state_dict({key: torch.from_numpy(arrays[f"{name}.{key}"].copy()) for key in part.state_dict()})
     state.changed, state.moved = set(info["changed"]), set(info["moved"])
     state.halved, state.bytes_read = info["halved"], info["bytes_read"]
     state.incidents = [Incident(lane, block, documents) for lane, block, documents in info["incidents"]]

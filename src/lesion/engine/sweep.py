@@ -40,7 +40,7 @@ class Here:
         bench = self._runner.bench
         maker = Maker.here(bench.anatomy.device)
         for index in shards:
-            state = SweepState.empty(len(bench.lanes), len(bench.data.domains))
+            state = bench.empty_state()
             state.made_by = {maker}
             before = 0
 
@@ -91,7 +91,7 @@ def sweep(
         states[index] = state
 
     for index in range(len(sizes)):
-        kept = load_state(store, index, len(bench.lanes), len(bench.data.domains)) if store else None
+        kept = _kept(store, index, bench) if store else None
         if kept is not None:
             states[index] = kept
     advance(sum(sizes[index] for index in states))
@@ -100,10 +100,14 @@ def sweep(
     return _merged(bench, states, failed)
 
 
+def _kept(store: ShardStore, index: int, bench: Bench) -> SweepState | None:
+    return load_state(store, index, len(bench.lanes), len(bench.data.domains), bench.watches)
+
+
 def _merged(bench: Bench, states: dict[int, SweepState], failed: dict[int, str]) -> SweepState:
     if not states:
         raise LesionError(f"none of {len(failed)} shards could be run; the first: {next(iter(failed.values()))}")
-    merged = SweepState.empty(len(bench.lanes), len(bench.data.domains))
+    merged = bench.empty_state()
     for index in sorted(states):
         merged.merge(states[index])
     merged.failed = dict(sorted(failed.items()))

@@ -2,5 +2,16 @@
 
 from lesion.statistics.clustered_mean import ClusteredMean, ClusteredMeanResult
 from lesion.statistics.metrics import BITS, Scorer, Scores
+from lesion.statistics.squares import SumOfSquares
+from lesion.statistics.statistic import Positions, Statistic
 
-__all__ = ["BITS", "ClusteredMean", "ClusteredMeanResult", "Scorer", "Scores"]
+__all__ = [
+    "BITS",
+    "ClusteredMean",
+    "ClusteredMeanResult",
+    "Positions",
+    "Scorer",
+    "Scores",
+    "Statistic",
+    "SumOfSquares",
+]

@@ -12,6 +12,7 @@ from lesion.engine.batch_work import Bench, Data
 from lesion.engine.lanes import Lane, lay_out
 from lesion.engine.plan import Plan
 from lesion.engine.runners import Runner, make_runner
+from lesion.engine.watching import Watch
 from lesion.errors import InputError, InterventionError, ModelError
 from lesion.interventions import Intervention, combine, parse
 
@@ -56,6 +57,7 @@ class Job:
         fingerprint: of the model's configuration and weights.
         interventions: in the grammar of edits, one a lane, the clean lane apart.
         base: the edits under which everything is measured, in the same grammar; None for the model as it is.
+        watches, scored: as `Bench` has them.
     """
 
     source: Source
@@ -64,6 +66,8 @@ class Job:
     interventions: tuple[str, ...]
     base: str | None
     plan: Plan
+    watches: tuple[Watch, ...] = ()
+    scored: bool = True
 
     @classmethod
     def of(cls, source: Source, model: Model, bench: Bench, base: Intervention | None) -> "Job":
@@ -73,7 +77,16 @@ class Job:
             InterventionError: a lane that the grammar of edits cannot express.
         """
         names = tuple(lane.name for lane in bench.lanes[1:])
-        job = cls(source, model.fingerprint, bench.data, names, base.name if base else None, bench.plan)
+        job = cls(
+            source,
+            model.fingerprint,
+            bench.data,
+            names,
+            base.name if base else None,
+            bench.plan,
+            bench.watches,
+            bench.scored,
+        )
         for ours, theirs in zip(job.lanes(model.anatomy.n_layers), bench.lanes, strict=True):
             if ours != theirs:
                 raise InterventionError(
@@ -111,7 +124,8 @@ class Job:
                 "every worker must see the same files, and nothing may write to them"
             )
         lanes = self.lanes(model.anatomy.n_layers)
-        return make_runner(Bench(model.anatomy, self.data, lanes, self.plan), model.streamed, loading.max_memory)
+        bench = Bench(model.anatomy, self.data, lanes, self.plan, self.watches, self.scored)
+        return make_runner(bench, model.streamed, loading.max_memory)
 
     def with_memory(self, max_memory: int) -> "Job":
         """The same job for workers that may take so many bytes each."""
