@@ -4,7 +4,9 @@
 
 A random LLaMA-like pair in bfloat16 is written (2.7 GB each by default) and compared in fresh processes, in turn, with
 the files in the page cache and start-up left out. `counts` finds, counts and packs the zero modes; `masks` writes them
-too; `table` also sums the magnitudes, as the table does. Writes `benchmarks/checkpoints.json`.
+too; `table` also sums the magnitudes, as the table does. Then the same from the disk, the files' pages dropped before:
+beside `cat`, which reads one file after the other, and `read`, two threads that read both at once and do nothing else.
+Writes `benchmarks/checkpoints.json`.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,7 @@ from lesion.checkpoints.opened import open_checkpoint
 
 VOCABULARY = 32_000
 WAYS = ("load both", "counts", "masks", "table", "cat")
+COLD = ("cat", "read", "counts", "table")
 
 
 def tensors(layers: int, width: int, *, tuned: bool) -> dict[str, torch.Tensor]:
@@ -61,13 +65,34 @@ def peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def child(folder: Path, way: str) -> dict[str, float]:
+def drop_pages(files: list[Path]) -> None:
+    """Makes the next reader go to the disk (what a virtual machine's host keeps is out of reach)."""
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        buffer = bytearray(1 << 20)
+        while file.readinto(buffer):
+            pass
+
+
+def child(folder: Path, way: str, *, cold: bool = False) -> dict[str, float]:
     """One comparison in this process: seconds without start-up, zero modes found, peak of memory in bytes."""
     files = [folder / side / "model.safetensors" for side in ("base", "tuned")]
+    if cold:
+        drop_pages(files)
     started = time.perf_counter()
     if way == "cat":
         with Path(os.devnull).open("wb") as nowhere:
             subprocess.run(["cat", *map(str, files)], stdout=nowhere, check=True)
+        found = -1
+    elif way == "read":
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(read, files))
         found = -1
     elif way == "load both":
         base, tuned = map(load_file, files)
@@ -86,27 +111,36 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="a pair that is already there")
-    parser.add_argument("--child", nargs=2, metavar=("FOLDER", "WAY"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, metavar=("FOLDER", "WAY", "CACHE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(child(Path(arguments.child[0]), arguments.child[1])))
+        place, way, cache = arguments.child
+        print(json.dumps(child(Path(place), way, cold=cache == "cold")))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         if not arguments.folder:
             write_pair(folder, arguments.layers, arguments.width)
-        runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-        for repeat in range(-1, arguments.rounds):
-            for way, found in runs.items():
-                command = [sys.executable, __file__, "--child", str(folder), way]
-                answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-                if repeat >= 0:  # the first round brings the files into the cache
-                    found.append(answer)
-        report(folder, runs)
+        report(folder, rounds(folder, WAYS, "warm", arguments.rounds), rounds(folder, COLD, "cold", arguments.rounds))
 
 
-def report(folder: Path, runs: dict[str, list[dict[str, float]]]) -> None:
-    seconds = {way: statistics.median(run["seconds"] for run in found) for way, found in runs.items()}
+def rounds(folder: Path, ways: tuple[str, ...], cache: str, n_rounds: int) -> dict[str, list[dict[str, float]]]:
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for repeat in range(-1, n_rounds):
+        for way, found in runs.items():
+            command = [sys.executable, __file__, "--child", str(folder), way, cache]
+            answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            if repeat >= 0:  # the first round brings files and programs into the cache
+                found.append(answer)
+    return runs
+
+
+def medians(runs: dict[str, list[dict[str, float]]]) -> dict[str, float]:
+    return {way: statistics.median(run["seconds"] for run in found) for way, found in runs.items()}
+
+
+def report(folder: Path, runs: dict[str, list[dict[str, float]]], cold: dict[str, list[dict[str, float]]]) -> None:
+    seconds, from_disk = medians(runs), medians(cold)
     ours = ("counts", "masks", "table")
     assert len({run["zero_modes"] for way in ("load both", *ours) for run in runs[way]}) == 1, "the numbers differ"
     results = {
@@ -117,6 +151,10 @@ def report(folder: Path, runs: dict[str, list[dict[str, float]]]) -> None:
         "seconds": {way: [round(run["seconds"], 3) for run in found] for way, found in runs.items()},
         "times_faster_than_loading_both": {way: round(seconds["load both"] / seconds[way], 2) for way in ours},
         "times_cat": {way: round(seconds[way] / seconds["cat"], 2) for way in ours},
+        "seconds_from_disk": {way: [round(run["seconds"], 3) for run in found] for way, found in cold.items()},
+        "times_reading_both_from_disk": {
+            way: round(from_disk[way] / from_disk["read"], 2) for way in ("cat", "counts", "table")
+        },
         "peak_bytes": {way: max(run["peak_bytes"] for run in runs[way]) for way in ("load both", *ours)},
         "zero_modes": runs["counts"][0]["zero_modes"],
         "mask_bytes": (folder / "zero_modes.safetensors").stat().st_size,
