@@ -269,7 +269,7 @@ def test_shards_of_another_version_are_not_merged(
 
     with pytest.raises(KeyboardInterrupt):
         lesion.layers(**setting, progress=stop)  # type: ignore[arg-type]
-    monkeypatch.setattr("lesion.studies.layers.versions", lambda: {"torch": "1.0"})
+    monkeypatch.setattr("lesion.studies.sweeping.versions", lambda: {"torch": "1.0"})
     ran: list[list[int]] = []
     run_batch = MemoryRunner._work
     monkeypatch.setattr(MemoryRunner, "_work", lambda self, batch: (ran.append(batch), run_batch(self, batch))[1])

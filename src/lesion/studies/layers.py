@@ -1,40 +1,33 @@
 """What every layer does to the prediction: dropped, swapped, without its attention or its MLP (paper `stages`)."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from lesion.anatomy import Anatomy, Loading, Model
+from lesion.anatomy import Loading, Model
 from lesion.data import ImageData, TextData
 from lesion.engine import (
     Bench,
     Data,
     Forecast,
-    Here,
     Plan,
     Progress,
-    SweepState,
     forecast,
     lay_out,
     make_plan,
     make_runner,
-    on_demand,
-    sweep,
-    telling_document,
-    verify,
 )
-from lesion.engine.executors import Job, Source, make_executor, read_choice
+from lesion.engine.executors import read_choice
 from lesion.errors import InputError, InterventionError
 from lesion.interventions import KINDS, Intervention, combine, in_eval_mode, parse
-from lesion.results import RunFolder, digest, versions
+from lesion.results import RunFolder
 from lesion.studies.layers_results import LayerSweep, tables_of, warnings_of
 from lesion.studies.setting import Outcome, Reading, Study, left_out, open_data, open_model
+from lesion.studies.sweeping import run_sweep, timings
 
 INTERVENTIONS = ("drop", "swap", "drop-attn", "drop-mlp")
 
@@ -257,47 +250,20 @@ def measure(
         InterventionError: an edit that did nothing.
     """
     started = time.monotonic()
-    anatomy, lengths = model.anatomy, [int(n) for n in data.lengths]
     bench = bench_for(model, data, asked, batch_size)
-    loading = loading or Loading()
-    runner = make_runner(bench, model.streamed, loading.max_memory)
-    others = make_executor(executor, lambda: Job.of(Source.of(model, loading), model, bench, asked.base))
-    with in_eval_mode(anatomy.model):
-        with on_demand(anatomy, model.streamed):
-            verify(anatomy, data.batch([telling_document(lengths)]).to(anatomy.device))
-        checking = model.streamed.bytes_read if model.streamed else 0
-        store = folder.shard_store(_shard_key(bench.plan, anatomy)) if folder else None
-        with _off_its_gpu(model) if others else nullcontext():
-            state = sweep(bench, store=store, progress=progress, executor=others or Here(runner))
-    tables = tables_of(state, asked, data.domains, anatomy.n_layers)
+    swept = run_sweep(
+        model, bench, base=asked.base, loading=loading, executor=executor, folder=folder, progress=progress
+    )
+    state = swept.state
+    tables = tables_of(state, asked, data.domains, model.anatomy.n_layers)
     warnings = [*notes, *warnings_of(state, bench)]
     partial = bool(state.incidents or state.failed)
     outcome = Outcome(tables, folder.path if folder else None, warnings, partial=partial)
     if folder:
-        _keep(folder, outcome, bench.plan, sum(lengths), time.monotonic() - started, _weights(model, state, checking))
+        n_tokens = sum(int(n) for n in data.lengths)
+        _keep(folder, outcome, bench.plan, n_tokens, time.monotonic() - started, swept.weights)
         return replace(outcome, warnings=folder.manifest["warnings"])  # the folder's own among them
     return outcome
-
-
-@contextmanager
-def _off_its_gpu(model: Model) -> Iterator[None]:
-    """Moves a model to the host while workers, which have their own, need the room on the GPU."""
-    device = model.anatomy.device
-    if device.type != "cuda" or model.streamed is not None:
-        yield
-        return
-    model.anatomy.model.to("cpu")
-    torch.cuda.empty_cache()
-    try:
-        yield
-    finally:
-        model.anatomy.model.to(device)
-
-
-def _shard_key(plan: Plan, anatomy: Anatomy) -> str:
-    """Names shards that may be merged: another kind of device, or another version, rounds otherwise."""
-    made_by = {name: version for name, version in versions().items() if name in ("lesion", "torch", "transformers")}
-    return digest({"plan": plan.fingerprint(), "device": anatomy.device.type, "versions": made_by})
 
 
 def _keep(
@@ -312,20 +278,5 @@ def _keep(
         plan_shape=plan.shape(),
         weights=weights,
         counts={**folder.manifest["counts"], **scored},
-        timings=_timings(n_tokens, seconds, resumed="resumed" in folder.manifest),
+        timings=timings(n_tokens, seconds, resumed="resumed" in folder.manifest),
     )
-
-
-def _weights(model: Model, state: SweepState, checking: int) -> dict[str, object]:
-    """Where the weights were, and what was read of them: by the sweep, and by the look at the model before it."""
-    if model.streamed is None:
-        return {"streamed": False}
-    stored = sum(model.streamed.stored_bytes(block) for block in range(model.anatomy.n_layers))
-    read = {"bytes_of_blocks": stored, "bytes_read": state.bytes_read, "bytes_read_checking": checking}
-    return {"streamed": True, **read}
-
-
-def _timings(n_tokens: int, seconds: float, *, resumed: bool) -> dict[str, float]:
-    """Of this session; a resumed one did not read all the tokens, so that it has no speed."""
-    speed = {} if resumed else {"tokens_per_second": round(n_tokens / seconds, 1)}
-    return {"seconds": round(seconds, 3), **speed}
