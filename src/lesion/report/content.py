@@ -152,6 +152,7 @@ class Picture:
         pixels: rows × columns, uint8; row 0 is on top.
         shape: rows and columns of the matrix that it is a picture of, for the numbers along the axes.
         x_label, y_label: what columns and rows of the matrix are.
+        centred: whether the numbers along the axes count from the middle, as frequencies do.
         note: a short second line of the title.
     """
 
@@ -160,6 +161,7 @@ class Picture:
     shape: tuple[int, int]
     x_label: str
     y_label: str
+    centred: bool = False
     note: str = ""
 
 

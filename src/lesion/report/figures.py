@@ -90,8 +90,9 @@ def _compose(panels: Sequence[AnyPanel], spec: FigureSpec, *, legend: bool) -> F
     rows = _rows(panels, columns)
     top = 0.5 if any(panel.note for panel in panels) else 0.34
     named = legend_lines(spec) if legend else []
-    head = 0.22 + LEGEND_ROW * ((len(named) - 1) // 4) if named else 0.0
-    width, height = PANEL[0] * columns, sum(row.height + top for row in rows) + head
+    width, per_row = PANEL[0] * columns, _keys_a_row(named, PANEL[0] * columns)
+    head = 0.22 + LEGEND_ROW * ((len(named) - 1) // per_row) if named else 0.0
+    height = sum(row.height + top for row in rows) + head
     figure = Figure(figsize=(width, height))
     upper = height - head
     for row in rows:
@@ -104,9 +105,15 @@ def _compose(panels: Sequence[AnyPanel], spec: FigureSpec, *, legend: bool) -> F
         handles, labels = [_key(line) for line in named], [clean(line.label) for line in named]
         place = (0.2 / width, 1 - 0.02 / height)
         figure.legend(
-            handles, labels, loc="upper left", ncols=min(4, len(labels)), bbox_to_anchor=place, borderaxespad=0
+            handles, labels, loc="upper left", ncols=min(per_row, len(labels)), bbox_to_anchor=place, borderaxespad=0
         )
     return figure
+
+
+def _keys_a_row(named: Sequence[Series | Curve], width: float) -> int:
+    """How many keys of the legend fit side by side, at most four."""
+    longest = max([len(clean(line.label)) for line in named], default=0)
+    return min(4, max(1, int((width - 0.2) / (0.07 * longest + 0.45))))
 
 
 def _key(line: Series | Curve) -> Line2D:

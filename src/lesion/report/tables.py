@@ -4,6 +4,7 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from lesion.report.figures import clean
@@ -60,6 +61,8 @@ def _places(frame: pd.DataFrame, name: str) -> int | None:
 
 def _cell(row: Mapping[Hashable, Any], name: str, places: int | None) -> Cell:
     value = row[name]
+    if isinstance(value, list | tuple | np.ndarray):  # a shape
+        return Cell(clean(" × ".join(str(part) for part in value), LONGEST_TEXT), "", False)
     if pd.isna(value):
         return Cell("", "", isinstance(value, float))
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -10,12 +10,14 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from lesion.report import axes as decisions
 from lesion.report.content import Curve, Curves, FigureSpec, Mark
-from lesion.report.drawing.style import Box, add_axes, clean, plain, set_title
+from lesion.report.drawing.style import Box, add_axes, clean, plain, set_title, tick
 from lesion.report.numbers import Measure, measured
 from lesion.report.palette import ROLES
 
 BINS = 300
 """Of a line of more points, the least and the greatest in each of so many parts of the axis: the same at its width."""
+DIPS = 0.02
+"""The share of a long line that may lie below a logarithmic axis."""
 MARKED = 40
 """Above so many points a line has no markers."""
 
@@ -95,7 +97,7 @@ def _scale_x(axes: Axes, panel: Curves) -> None:
         axes.set_xscale("log")
         axes.set_xlim(low / 1.15, max(high, 1.2 * low) * 1.15)
         ticks = decisions.log_ticks(low, high)
-        axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+        axes.set_xticks(ticks, [tick(value) for value in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
         return
     pad = max(0.03 * (high - low), 0.5 if panel.whole_x else 0.0) or 0.5
@@ -112,9 +114,10 @@ def _scale_y(axes: Axes, panel: Curves, is_log: bool) -> None:
     low, high = float(found.min()), float(found.max())
     if is_log:
         axes.set_yscale("log")
-        axes.set_ylim(low / 1.6, high * 1.6)
-        ticks = decisions.log_ticks(low / 1.6, high * 1.6)
-        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        low, high = max(low, _lowest(panel)) / 1.6, high * 1.6
+        axes.set_ylim(low, high)
+        ticks = decisions.log_ticks(low, high)
+        axes.set_yticks(ticks, [tick(value) for value in ticks])
         axes.set_yticks([], minor=True)
         return
     if panel.from_zero:
@@ -123,6 +126,12 @@ def _scale_y(axes: Axes, panel: Curves, is_log: bool) -> None:
     axes.set_ylim(low - (0.0 if panel.from_zero and low == 0 else 0.06 * span), high + 0.1 * span)
     axes.locator_params(axis="y", nbins=5)
     axes.yaxis.set_major_formatter(lambda value, _: plain(value))
+
+
+def _lowest(panel: Curves) -> float:
+    """Where a logarithmic axis begins: deep dips of long lines end below it, so that they do not flatten the rest."""
+    found = [line.y[np.isfinite(line.y)] for line in panel.curves]
+    return min((float(np.quantile(y, DIPS if y.size > MARKED else 0.0)) for y in found if y.size), default=0.0)
 
 
 def _has_markers(line: Curve) -> bool:
@@ -176,7 +185,7 @@ def _write_at_point(axes: Axes, x: float, y: float, label: str, colour: str) -> 
     right = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0] < 0.5
     side, align = (6, "left") if right else (-6, "right")
     axes.annotate(
-        clean(label), (x, y), (side, 0), textcoords="offset points", ha=align, va="center", fontsize=7.5, color=colour
+        clean(label), (x, y), (side, 3), textcoords="offset points", ha=align, va="bottom", fontsize=7.5, color=colour
     )
 
 

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from lesion.report import axes as decisions
 from lesion.report.content import FigureSpec, Grid
-from lesion.report.drawing.style import BOTTOM, TOP, Box, add_axes, clean, inches_wide, plain, set_title
+from lesion.report.drawing.style import BOTTOM, PANEL, TOP, Box, add_axes, clean, inches_wide, plain, set_title
 from lesion.report.numbers import MINUS, decimals, number
 from lesion.report.palette import ROLES, STEPS
 
@@ -21,23 +21,24 @@ SIZES = (7.0, 6.5, 6.0)
 """Sizes of the numbers in cells, in points; where none fits there are no numbers, and hovering says them."""
 BAR = (0.1, 0.11, 0.36)
 """Colour bar, in inches: its distance from the cells, its width, and the room for its numbers."""
-LONGEST = 14
-"""Characters of a row's name."""
+LONGEST = 18
+"""Characters of a row's or a column's name."""
+CHARACTER_WIDE = 0.072
+"""Width of a character of a name, in inches."""
 
 
 def size(panel: Grid) -> tuple[int, float]:
     """Ordinary panels that it is wide, and its height without the title in inches."""
     columns = len(panel.columns)
-    return (1 if columns <= 4 else 2 if columns <= 14 else 3), max(len(panel.rows) * CELL, 3 * CELL) + BOTTOM + TOP
+    span = 1 if columns <= 4 else 2 if columns <= 14 else 3
+    return span, max(len(panel.rows), 3) * CELL + _below(panel, span) + TOP
 
 
 def draw(figure: Figure, box: Box, panel: Grid, spec: FigureSpec) -> None:
     """Draws the panel in `box`, with its colour bar on the right."""
-    left = 0.16 + 0.075 * max([len(clean(name, LONGEST)) for name in panel.rows], default=0)
-    left += 0.16 if panel.y_label else 0.0
-    axes = add_axes(figure, box, left=left, right=sum(BAR))
+    axes = add_axes(figure, box, left=_beside(panel), bottom=_below(panel, size(panel)[0]), right=sum(BAR))
     is_log = decisions.is_log_range(panel.values[np.isfinite(panel.values)], panel.scale)
-    set_title(axes, panel.title, panel.note)
+    set_title(axes, panel.title, panel.note, left=0.0)
     axes.set_xlim(0, len(panel.columns))
     axes.set_ylim(len(panel.rows), 0)
     _label(axes, panel)
@@ -45,7 +46,28 @@ def draw(figure: Figure, box: Box, panel: Grid, spec: FigureSpec) -> None:
     for row, column in np.ndindex(panel.values.shape):
         _cell(axes, panel, row, column, step_of(float(panel.values[row, column]), low, high, is_log))
     if math.isfinite(low):
-        _bar(figure, axes, box, panel, is_log)
+        _bar(figure, axes, panel, is_log)
+
+
+def _beside(panel: Grid) -> float:
+    """Room for the rows' names."""
+    return 0.1 + CHARACTER_WIDE * _longest(panel.rows) + (0.16 if panel.y_label else 0.0)
+
+
+def _below(panel: Grid, span: int) -> float:
+    """Room for the columns' names."""
+    return BOTTOM + (CHARACTER_WIDE * (_longest(panel.columns) - 2) if _is_turned(panel, span) else 0.0)
+
+
+def _is_turned(panel: Grid, span: int) -> bool:
+    """Whether names of columns run upwards: where they are wider than columns, and no numbers, of which some do."""
+    room = (PANEL[0] * span - _beside(panel) - sum(BAR)) / max(len(panel.columns), 1)
+    numbered = all(name.isdecimal() for name in panel.columns)
+    return not numbered and CHARACTER_WIDE * _longest(panel.columns) + 0.03 > room
+
+
+def _longest(names: tuple[str, ...]) -> int:
+    return max([len(clean(name, LONGEST)) for name in names], default=1)
 
 
 def hover(panel: Grid, spec: FigureSpec) -> dict[str, list[str]]:
@@ -89,11 +111,12 @@ def shown(value: float, largest: float) -> str:
 def _label(axes: Axes, panel: Grid) -> None:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, pad=3)
-    wide = max([len(clean(name, LONGEST)) for name in panel.columns], default=1)
-    fitting = max(1, int(inches_wide(axes) / (0.075 * wide + 0.06)))
-    every = math.ceil(len(panel.columns) / fitting)
-    places = np.arange(0, len(panel.columns), every)
-    axes.set_xticks(places + 0.5, [clean(panel.columns[place], LONGEST) for place in places])
+    turned = _is_turned(panel, size(panel)[0])
+    wide = 0.14 if turned else CHARACTER_WIDE * _longest(panel.columns) + 0.06
+    every = math.ceil(len(panel.columns) * wide / inches_wide(axes))
+    places = np.arange(0, len(panel.columns), max(every, 1))
+    names = [clean(panel.columns[place], LONGEST) for place in places]
+    axes.set_xticks(places + 0.5, names, rotation=90 if turned else 0)
     axes.set_yticks(np.arange(len(panel.rows)) + 0.5, [clean(name, LONGEST) for name in panel.rows])
     axes.set_xlabel(panel.x_label, labelpad=2)
     axes.set_ylabel(panel.y_label, labelpad=3)
@@ -131,7 +154,7 @@ def _font_size(axes: Axes, panel: Grid) -> float | None:
     return next((size for size in SIZES if longest * CHARACTER * size + 3 <= points), None)
 
 
-def _bar(figure: Figure, axes: Axes, box: Box, panel: Grid, is_log: bool) -> None:
+def _bar(figure: Figure, axes: Axes, panel: Grid, is_log: bool) -> None:
     low, high = scale(panel)
     width, height = figure.get_size_inches()
     place = axes.get_position()

@@ -18,12 +18,13 @@ def draw(figure: Figure, box: Box, panel: Picture, spec: FigureSpec) -> None:
     axes = add_axes(figure, box, left=0.5)
     set_title(axes, panel.title, panel.note)
     rows, columns = panel.shape
+    left, top = (-(columns // 2), -(rows // 2)) if panel.centred else (0, 0)
     axes.imshow(
         shades(panel.pixels),
         cmap="gray_r",
         vmin=0,
         vmax=255,
-        extent=(0, columns, rows, 0),
+        extent=(left - 0.5, left + columns - 0.5, top + rows - 0.5, top - 0.5),
         interpolation="none",
         aspect="auto",
     )

@@ -1,5 +1,6 @@
 """What all panels share: sizes, fonts, titles, and text from data made fit for a figure."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ PANEL = (2.55, 2.0)
 """Width of one panel, and its height without the title, in inches."""
 LEFT, RIGHT, BOTTOM, TOP = 0.42, 0.13, 0.42, 0.03
 """Room around the axes of an ordinary panel, in inches."""
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 TITLE_LEFT = 0.24
 """How far left of its axes a title begins, in inches."""
 STYLE = {
@@ -69,10 +71,10 @@ def add_axes(figure: Figure, box: Box, left: float = LEFT, bottom: float = BOTTO
     )
 
 
-def set_title(axes: Axes, title: str, note: str) -> None:
-    """A title over the axes, flush with the labels on their left; a note comes first, on a line of its own."""
+def set_title(axes: Axes, title: str, note: str, left: float = TITLE_LEFT) -> None:
+    """A title over the axes, beginning `left` inches beside them; a note comes first, on a line of its own."""
     text = f"{clean(note)}\n{title}" if note else title
-    axes.set_title(text, loc="left", x=-TITLE_LEFT / inches_wide(axes), pad=7, linespacing=1.3)
+    axes.set_title(text, loc="left", x=-left / inches_wide(axes), pad=7, linespacing=1.3)
 
 
 def inches_wide(axes: Axes) -> float:
@@ -85,6 +87,15 @@ def inches_wide(axes: Axes) -> float:
 def plain(value: float) -> str:
     """A tick's number with a real minus sign."""
     return f"{value:g}".replace("-", "\u2212") if abs(value) > 1e-12 else "0"
+
+
+def tick(value: float) -> str:
+    """A number on a logarithmic axis: `0.03`, and powers of ten where figures would be many."""
+    exponent = math.floor(math.log10(value) + 1e-9)
+    if -3 < exponent < 5:
+        return f"{value:g}"
+    factor = f"{value / 10.0**exponent:g}"
+    return ("" if factor == "1" else f"{factor}·") + "10" + str(exponent).translate(SUPERSCRIPTS)
 
 
 def clean(text: str, most: int = 40) -> str:

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from lesion.errors import RunFolderError
 from lesion.report.content import Section
 from lesion.report.sections import layers
+from lesion.report.sections.zero_modes import diff
 from lesion.results import RunView
 
 SECTIONS: dict[str, Callable[[RunView], Section]] = {
     "layers": layers.section,
+    "zero-modes diff": diff.section,
 }
 
 

@@ -1,0 +1,1 @@
+"""Sections of the studies of zero modes, a file a study."""
