@@ -119,7 +119,7 @@ def align(base: Checkpoint, tuned: Checkpoint) -> Alignment:
             f"{base.name} is of model type {base.model_type!r} and {tuned.name} of {tuned.model_type!r}: "
             "only checkpoints of one architecture can be compared"
         )
-    modern = [_modern(side.tensors) for side in (base, tuned)]
+    modern = [modern_names(side.tensors) for side in (base, tuned)]
     part = common_part(modern[0], modern[1])
     theirs = {without(name, part): base.tensors[stored] for name, stored in modern[0].items()}
     ours = {without(name, part): tuned.tensors[stored] for name, stored in modern[1].items()}
@@ -142,14 +142,15 @@ def align(base: Checkpoint, tuned: Checkpoint) -> Alignment:
 
 
 def _model_types(side: Checkpoint) -> set[str]:
-    """The model type, and that of the language model inside one that also sees; of a configuration known to be JSON."""
-    config = json.loads((side.folder / "config.json").read_bytes())
+    """The model type, and that of the language model inside one that also sees."""
+    path = side.folder / "config.json"
+    config = json.loads(path.read_bytes()) if path.is_file() else {}  # it was read before; an adapter has none
     text = config.get("text_config")
     inner = text.get("model_type") if isinstance(text, dict) else None
     return {kind.removesuffix("_text") for kind in (side.model_type, inner) if isinstance(kind, str)}
 
 
-def _modern(names: Iterable[str]) -> dict[str, str]:
+def modern_names(names: Iterable[str]) -> dict[str, str]:
     """Names as they are written today, and under each the name that is stored; old ones of norms are changed."""
     stored = set(names)
     modern = {}
