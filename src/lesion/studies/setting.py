@@ -177,6 +177,7 @@ class Study:
         name: the command.
         arguments: everything asked that changes numbers, defaults filled in; JSON-able.
         command: the command line, or the call, as given.
+        beside: other files that are read, by what they are for; `sha256` says which, the rest only describes.
     """
 
     name: str
@@ -185,6 +186,7 @@ class Study:
     data: "TextData | ImageData"
     command: str
     seed: int
+    beside: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def folder_name(self) -> str:
         """Name for a run without `--out`: the same model and arguments give the same name, so that a run resumes.
@@ -194,7 +196,8 @@ class Study:
         name = self.model.name
         if Path(name).is_dir():
             name = Path(os.path.abspath(name)).name  # noqa: PTH100  (a link keeps its own name; `.` gets one)
-        return run_name(self.name, name, {**self.arguments, "dtype": self.dtype, "model": self.model.fingerprint})
+        decisive = {**self.arguments, "dtype": self.dtype, "model": self.model.fingerprint, **self._beside}
+        return run_name(self.name.replace(" ", "-"), name, decisive)
 
     def open_folder(self, out: Path, *, resume: bool, overwrite: bool) -> RunFolder:
         """The run's folder: new, or the one of an earlier start of the same run.
@@ -214,6 +217,7 @@ class Study:
             "arguments": dict(self.arguments),
             "model": described["fingerprint"],
             "data": self.data.fingerprint,
+            **self._beside,
             "dtype": self.dtype,
             "lesion": versions()["lesion"],
         }
@@ -228,10 +232,15 @@ class Study:
             "seeds": [self.seed],
             "model": described,
             "data": _described(self.data),
+            **{name: dict(facts) for name, facts in self.beside.items()},
             "counts": {"n_documents": self.data.n_documents, "n_tokens": self.data.n_tokens},
         }
         check = weights_check(self.model)
         return RunFolder.open(out, identity=identity, manifest=manifest, overwrite=overwrite, check=check)
+
+    @property
+    def _beside(self) -> dict[str, str]:
+        return {name: facts["sha256"] for name, facts in self.beside.items()}
 
     @property
     def device(self) -> str:

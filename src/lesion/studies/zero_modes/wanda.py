@@ -1,0 +1,264 @@
+"""Where zero modes sit in the ranking by Wanda's score (paper `zero-modes`, section 5, footnote 16)."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lesion.anatomy import Anatomy, Loading, refuse_packed
+from lesion.anatomy.wording import some
+from lesion.checkpoints.align import common_prefix
+from lesion.checkpoints.components import place
+from lesion.checkpoints.masks import FILE, Masks
+from lesion.checkpoints.opened import Checkpoint, Stored, open_checkpoint
+from lesion.data import ImageData, TextData
+from lesion.engine import Bench, Progress, Watch, lay_out, make_plan
+from lesion.engine.executors import read_choice
+from lesion.errors import InputError, ModelError
+from lesion.results import RunFolder, file_digest
+from lesion.statistics import SumOfSquares
+from lesion.studies.layers_results import warnings_of
+from lesion.studies.setting import Outcome, Reading, Study, left_out, open_data, open_model
+from lesion.studies.sweeping import Swept, run_sweep, timings
+from lesion.studies.zero_modes.running import complete
+from lesion.studies.zero_modes.wanda_results import Projection, Ranked, rank, tables_of
+
+STUDY = "zero-modes wanda"
+NORMS = "input_norms"
+"""Name of the arrays in which the norms of activations are kept."""
+
+
+def wanda(
+    model: str | Path,
+    masks: str | Path,
+    data: "str | Sequence[str] | TextData | ImageData" = "stdlib",
+    *,
+    reading: Reading | None = None,
+    loading: Loading | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    executor: str = "here",
+    out: Path | str | None = None,
+    name_folder: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    command: str = "lesion.zero_modes.wanda(...)",
+    progress: Progress | None = None,
+    on_weights: Progress | None = None,
+) -> Outcome:
+    """Counts zero modes in each tenth of the weights of every projection, ranked by Wanda's score.
+
+    The score of a weight is |W_ij| times the Euclidean norm of input coordinate j over all real tokens of the data,
+    in the dense model (Sun et al. 2023, section 3; no input comes from a pruned layer). Weights are ranked within
+    their output row. Beside it stand the same tenths by |W_ij| alone and by the norm alone.
+
+    The model runs once over the data, without its head; then its weights are read from its files, some rows at a time
+    (matrices that are stored as (in, out): whole).
+
+    Args:
+        model: a folder, hub id or `zoo:NAME`: the tuned model of the masks, or any other of their shapes.
+        masks: a run folder of `zero-modes diff`, or a file of masks.
+        data, reading, loading, batch_size, seed, executor: as in `lesion.layers`.
+        out, name_folder, resume, overwrite: as in `lesion.layers`.
+        progress: told how many tokens of all have been read.
+        on_weights: told how many weights of all have been ranked.
+
+    Returns:
+        Tables `zero_modes_wanda` (a row a tensor, ranking and tenth; sums over blocks and over all projections have no
+        tensor) and `zero_modes_wanda_neurons` (a row an MLP neuron and matrix).
+
+    Raises:
+        LesionError: anything that a user can mend, in one line.
+    """
+    started = time.monotonic()
+    read_choice(executor)
+    loading, reading = loading or Loading(), reading or Reading()
+    sets = Masks.load(masks)
+    checkpoint = open_checkpoint(str(model), allow_pickle=loading.allow_pickle)
+    counterparts = _counterparts(sets, checkpoint)
+    opened = open_model(model, loading=loading)
+    refuse_packed(opened.anatomy, "Wanda's score")
+    chosen, spread = projections(opened.anatomy, counterparts)
+    documents = open_data(data, opened, reading, seed=seed)
+    plan = make_plan(opened.anatomy, [int(n) for n in documents.lengths], 0, batch_size=batch_size)
+    watches = tuple(Watch(p.layer, p.module, "input", partial(SumOfSquares, p.width)) for p in chosen)
+    bench = Bench(opened.anatomy, documents, lay_out([], opened.anatomy.n_layers), plan, watches, scored=False)
+    notes = [*_notes(sets, checkpoint, spread), *left_out(documents)]
+    sweeping: dict[str, Any] = {"loading": loading, "executor": executor, "progress": progress}
+
+    def ranked(norms: Sequence[np.ndarray]) -> list[Ranked]:
+        found = rank(chosen, norms, sets, on_weights)
+        checkpoint.refuse_changed()
+        return found
+
+    if out is None:
+        swept = run_sweep(opened, bench, **sweeping)
+        tables = tables_of(ranked(norms_of(swept)))
+        warnings = [*notes, *warnings_of(swept.state, bench)]
+        return Outcome(tables, None, warnings, partial=bool(swept.state.failed))
+    arguments = {
+        "batch_size": batch_size,
+        "data": documents.description["specs"],
+        **({} if documents is data else reading.arguments()),
+        "seed": seed,
+    }
+    study = Study(STUDY, arguments, opened, documents, command, seed, {"masks": _described(masks, sets)})
+    path = Path(out) / study.folder_name() if name_folder else Path(out)
+    with study.open_folder(path, resume=resume, overwrite=overwrite) as folder:
+        if folder.is_complete:
+            return complete(folder)
+        swept = run_sweep(opened, bench, folder=folder, **sweeping)
+        norms = norms_of(swept)
+        _keep_norms(folder, chosen, norms, study)
+        tables = tables_of(ranked(norms))
+        for name, table in tables.items():
+            folder.write_table(name, table)
+        folder.finish(
+            "partial" if swept.state.failed else "complete",
+            warnings=[*notes, *warnings_of(swept.state, bench)],
+            plan_shape=plan.shape(),
+            weights=swept.weights,
+            counts={**folder.manifest["counts"], "n_tokens_seen": seen(swept), "n_tensors": len(chosen)},
+            timings=timings(documents.n_tokens, time.monotonic() - started, resumed="resumed" in folder.manifest),
+        )
+        return Outcome(tables, folder.path, folder.manifest["warnings"], partial=bool(swept.state.failed))
+
+
+def norms_of(swept: Swept) -> list[np.ndarray]:
+    """Norms of the input coordinates of each projection, float64."""
+    return [_sums(statistic).norms().numpy() for statistic in swept.state.watched]
+
+
+def seen(swept: Swept) -> int:
+    """Tokens (of images: positions) that the norms are of."""
+    return _sums(swept.state.watched[0]).n_positions
+
+
+def _sums(statistic: object) -> SumOfSquares:
+    assert isinstance(statistic, SumOfSquares)
+    return statistic
+
+
+Counterparts = Mapping[str, Stored]
+"""Tensors of a checkpoint by the names under which masks know them."""
+
+
+def _counterparts(masks: Masks, checkpoint: Checkpoint) -> Counterparts:
+    """The checkpoint's tensor for each mask of a projection inside blocks.
+
+    Raises:
+        InputError: there are no such masks.
+        ModelError: the checkpoint lacks one, or has it in another shape.
+    """
+    names = [name for name in masks if place(name).is_projection]
+    if not names:
+        raise InputError("there are no masks of projection matrices inside blocks")
+    prefix = common_prefix(masks, checkpoint.tensors)
+    stored = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.tensors.items()}
+    lacking = [name for name in names if name.removeprefix(prefix) not in stored]
+    if lacking:
+        raise ModelError(
+            f"{checkpoint.name} has no counterpart of {len(lacking)} of the {len(names)} masks: {some(lacking)}; "
+            "give the tuned checkpoint that they were made with, or one of its shapes"
+        )
+    found = {name: stored[name.removeprefix(prefix)] for name in names}
+    for name, tensor in found.items():
+        if tensor.shape != masks.shape(name):
+            raise ModelError(
+                f"{name} is {masks.shape(name)} in the masks, and {tensor.shape} in {checkpoint.name}; give the tuned "
+                "checkpoint that they were made with, or one of its shapes"
+            )
+    return found
+
+
+def projections(anatomy: Anatomy, tensors: Counterparts) -> tuple[list[Projection], list[str]]:
+    """The module that each tensor is the weight of.
+
+    Returns:
+        Projections in the order of the tensors, and names of tensors that belong to experts: each token is sent to
+        a few of those, so that they have no input that all tokens pass.
+
+    Raises:
+        ModelError: a tensor that is the weight of no projection, or none that is.
+    """
+    renamed = _renaming(anatomy.model)
+    found, spread = [], []
+    for name, tensor in tensors.items():
+        front = f"{anatomy.family.blocks}.{place(name).layer}."
+        inside = renamed(tensor.name).removesuffix(".weight").removeprefix(front)
+        if anatomy.family.experts and f"{inside}.".startswith(f"{anatomy.family.experts}."):
+            spread.append(name)
+        else:
+            found.append(_projection(anatomy, name, tensor, inside))
+    if not found:
+        raise ModelError(f"all projections that the masks are of belong to experts: {some(spread)}")
+    return found, spread
+
+
+def _projection(anatomy: Anatomy, name: str, tensor: Stored, path: str) -> Projection:
+    layer, component = place(name)
+    assert layer is not None
+    module = dict(anatomy.blocks[layer].named_modules()).get(path) if layer < anatomy.n_layers else None
+    if not isinstance(module, nn.Linear | Conv1D) or tuple(module.weight.shape) != tensor.shape:
+        raise ModelError(
+            f"{name} is not the weight of a projection in the blocks of this {type(anatomy.model).__name__}, so that "
+            "nobody can say what its inputs are"
+        )
+    return Projection(name, layer, component, path, tensor, transposed=isinstance(module, Conv1D))
+
+
+def _renaming(model: Any) -> Callable[[str], str]:
+    """From names in files to names in the model, as transformers loads them."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping, state = get_model_conversion_mapping(model), model.state_dict()
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+
+    def renamed(name: str) -> str:
+        found: str = rename_source_key(name, renamings, converters, model.base_model_prefix, state)[0]
+        return name if found not in state and name in state else found
+
+    return renamed
+
+
+def _described(path: str | Path, masks: Masks) -> dict[str, str]:
+    """The masks as a manifest names them."""
+    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    return {**{key: value for key, value in masks.metadata.items() if key != "shapes"}, "path": str(path)} | {
+        "sha256": file_digest(file)
+    }
+
+
+def _notes(masks: Masks, checkpoint: Checkpoint, spread: Sequence[str]) -> list[str]:
+    """What a reader of the tables must know of the masks, a line each."""
+    known = masks.metadata
+    notes = []
+    if spread:
+        notes.append(
+            f"{len(spread)} projections of experts are in no number, because each token is sent to a few of them only: "
+            f"{some(list(spread))}"
+        )
+    if known.get("cast", "none") != "none":
+        notes.append(f"the masks are of weights that were rounded to {known['cast']} first; the files have others")
+    if "derived" in known:
+        notes.append(f"the masks are not a pair's zero modes but {known['derived']}")
+    elif known.get("tuned") != checkpoint.fingerprint:
+        notes.append(f"{checkpoint.name} is not the tuned checkpoint that the masks were made with")
+    return notes
+
+
+def _keep_norms(folder: RunFolder, chosen: Sequence[Projection], norms: Sequence[np.ndarray], study: Study) -> None:
+    arrays = {projection.name: norm for projection, norm in zip(chosen, norms, strict=True)}
+    says = {
+        "what": "Euclidean norm of each input coordinate over all tokens",
+        "model": study.model.fingerprint,
+        "data": study.data.fingerprint,
+    }
+    folder.write_arrays(NORMS, arrays, says)
