@@ -94,11 +94,12 @@ def slow_row(one: Tensor, other: Tensor, weight: Tensor) -> dict[str, float]:
     }
 
 
-@pytest.fixture(params=[(64, 128), None], ids=["in pieces", "whole"])
+@pytest.fixture(params=[(64, 128, 2), None], ids=["in pieces", "whole"])
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param:
         monkeypatch.setattr(counting, "SERIAL", request.param[0])
         monkeypatch.setattr(counting, "STRETCH", request.param[1])
+        monkeypatch.setattr(counting, "AT_ONCE", request.param[2])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
