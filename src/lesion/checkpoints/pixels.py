@@ -1,14 +1,26 @@
-"""Large matrices of zeros and ones as small pictures."""
+"""Large matrices as zeros and ones, and those as small pictures (paper `zero-modes`, Figs 1, 2, 4, 9 and 17)."""
 
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 LARGEST = 256
 """Pixels of a side."""
+_BLOCK = 1 << 18
+"""Weights that are compared in one go."""
+
+
+def above(weight: Float[Tensor, "rows columns"], size: float) -> Bool[Tensor, "rows columns"]:
+    """Where |w| is more than `size`, compared in double precision."""
+    found = torch.empty(weight.shape, dtype=torch.bool)
+    step = max(_BLOCK // max(weight.shape[1], 1), 1)
+    for start in range(0, len(weight), step):
+        found[start : start + step] = weight[start : start + step].double().abs_() > size
+    return found
 
 
 def shares(ones: Bool[Tensor, "rows columns"], largest: int = LARGEST) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ rotary positions pair a dimension with the one half a head further on, a block i
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ LOW = 64
 """Frequencies on either side of 0 that the picture of a spectrum in two dimensions shows."""
 _BLOCK = 1 << 19
 """Numbers that are transformed in one go."""
+_PANEL = 1 << 23
+"""Numbers between the transform along rows and that along columns, 8 bytes each; more need the first one again."""
 _LIKE_LLAMA = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text")
 _HALVES = frozenset((*_LIKE_LLAMA, "gpt_neox", "phi", "falcon"))
 """Families whose rotary positions pair dimension i of a head with i + d_head / 2."""
@@ -157,76 +160,78 @@ class Plane:
 def plane(ones: Bool[Tensor, "rows columns"]) -> Plane:
     """The spectrum in two dimensions of zeros and ones.
 
-    Takes 4 bytes an entry beside the matrix, and time as a fast Fourier transform does. All are NaN where the
-    entries do not differ.
+    Memory beside the matrix does not grow with it. All but `expected` are NaN where the entries do not differ.
     """
     n_rows, n_columns = ones.shape
     n_ones = int(np.count_nonzero(ones.numpy()))
     expected = (n_rows + n_columns - 2) / (n_rows * n_columns - 1) if n_rows * n_columns > 1 else math.nan
     if n_ones in (0, n_rows * n_columns):
         return Plane(math.nan, math.nan, math.nan, expected, None)
-    half = _half(ones.numpy(), np.float32(n_ones / (n_rows * n_columns)))
-    power, amplitude = np.zeros(2), np.zeros(2)
-    for block in _blocks(half.shape[1], n_rows):
-        of_block = _column_sums(half, block, n_columns)
-        power += of_block[0]
-        amplitude += of_block[1]
-    axis = np.abs(half[:, 0])  # by now transformed; the mean is gone, up to rounding
-    axis[0] = 0
-    rows = float((axis.astype(np.float64) ** 2).sum())
-    total = float(power.sum())
+    mean = np.float32(n_ones / (n_rows * n_columns))
+    first, total = _Moments(), _Moments()
+    low = np.empty((n_rows, 0), np.float32)
+    for panel in _blocks(n_columns // 2 + 1, n_rows, _PANEL):
+        for sizes, times in _amplitudes_2d(ones.numpy(), mean, panel):
+            total.add(sizes, times)
+            first.add(sizes[:1], times)
+            if low.shape[1] <= LOW:
+                low = np.hstack([low, sizes[:, : LOW + 1 - low.shape[1]]])
+    rows = _Moments()
+    rows.add(low[:, :1], np.ones(1))
     return Plane(
-        between_rows=rows / total,
-        between_columns=(float(power[0]) - rows) / total,
-        amplitude_on_axes=float(amplitude[0] / amplitude.sum()),
+        between_rows=rows.power / total.power,
+        between_columns=first.power / total.power,
+        amplitude_on_axes=(rows.amplitude + first.amplitude) / total.amplitude,
         expected=expected,
-        low=_low(half, n_columns, math.sqrt(total / (n_rows * n_columns - 1))),
+        low=_low(low, n_columns, math.sqrt(total.power / (n_rows * n_columns - 1))),
     )
 
 
-def _blocks(count: int, length: int) -> list[slice]:
-    step = max(_BLOCK // length, 1)
+@dataclass
+class _Moments:
+    """Sums over frequencies, in double precision."""
+
+    power: float = 0.0
+    amplitude: float = 0.0
+
+    def add(self, sizes: NDArray[np.float32], times: NDArray[np.float64]) -> None:
+        self.power += float(np.dot(times, (sizes * sizes).sum(axis=0, dtype=np.float64)))
+        self.amplitude += float(np.dot(times, sizes.sum(axis=0, dtype=np.float64)))
+
+
+def _blocks(count: int, length: int, most: int) -> list[slice]:
+    """Stretches of rows or columns of a length, of at most so many numbers each."""
+    step = max(most // length, 1)
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def _half(ones: NDArray[np.bool_], mean: np.float32) -> NDArray[np.complex64]:
-    """The transform along rows, at frequencies from 0."""
+def _amplitudes_2d(
+    ones: NDArray[np.bool_], mean: np.float32, panel: slice
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float64]]]:
+    """Amplitudes at some frequencies along rows, and how many frequencies each of them stands for.
+
+    0 and the highest of an even number stand for themselves, all others for their negative too.
+    """
     n_rows, n_columns = ones.shape
-    half = np.empty((n_rows, n_columns // 2 + 1), np.complex64)
-    for block in _blocks(n_rows, n_columns):
-        half[block] = scipy.fft.rfft(ones[block].astype(np.float32) - mean, axis=1, workers=1)
-    return half
+    half = np.empty((n_rows, panel.stop - panel.start), np.complex64)
+    for block in _blocks(n_rows, n_columns, _BLOCK):
+        half[block] = scipy.fft.rfft(ones[block].astype(np.float32) - mean, axis=1, workers=1)[:, panel]
+    for block in _blocks(half.shape[1], n_rows, _BLOCK):
+        sizes = np.abs(scipy.fft.fft(half[:, block], axis=0, workers=1))
+        frequencies = panel.start + np.arange(block.start, block.stop)
+        if frequencies[0] == 0:
+            sizes[0, 0] = 0  # of the mean, which is gone up to rounding
+        yield sizes, np.where((frequencies == 0) | (2 * frequencies == n_columns), 1.0, 2.0)
 
 
-def _column_sums(
-    half: NDArray[np.complex64], block: slice, n_columns: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Transforms columns in place; sums of their power and of their amplitude, on the axes and off them."""
-    half[:, block] = scipy.fft.fft(half[:, block], axis=0, workers=1)
-    sizes = np.abs(half[:, block])
-    if block.start == 0:
-        sizes[0, 0] = 0  # of the mean, which is gone up to rounding
-    frequencies = np.arange(block.start, block.stop)
-    times = np.where((frequencies == 0) | (2 * frequencies == n_columns), 1.0, 2.0)
-    found = []
-    for values in (sizes * sizes, sizes):
-        columns = times * values.sum(axis=0, dtype=np.float64)
-        on = float(np.dot(times, values[0].astype(np.float64)))
-        if block.start == 0:
-            on += float(columns[0]) - float(values[0, 0])
-        found.append(np.array([on, float(columns.sum()) - on]))
-    return found[0], found[1]
-
-
-def _low(half: NDArray[np.complex64], n_columns: int, root_mean_square: float) -> NDArray[np.float32] | None:
+def _low(low: NDArray[np.float32], n_columns: int, root_mean_square: float) -> NDArray[np.float32] | None:
     """The picture around frequency 0, whose left half mirrors the right one."""
-    n_rows = len(half)
+    n_rows = len(low)
     up, right = min(LOW, n_rows // 2), min(LOW, n_columns // 2)
     if not up or not right:
         return None
     ky, kx = np.arange(-up, up)[:, None], np.arange(-right, right)[None]
-    sizes = np.abs(half[np.where(kx < 0, -ky, ky) % n_rows, np.abs(kx)])
-    sizes[up, right] = 0
+    sizes = low[np.where(kx < 0, -ky, ky) % n_rows, np.abs(kx)]
     least = sizes[sizes > 0].min()
     shown: NDArray[np.float32] = np.log10(np.maximum(sizes, least) / np.float32(root_mean_square))
     return shown

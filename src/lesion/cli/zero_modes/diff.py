@@ -38,7 +38,17 @@ def diff(
     ulps: Annotated[
         int, typer.Option(min=0, help="Changed weights of each tensor whose distance in last places is measured.")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of that sample.")] = 0,
+    look: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Matrices whose spectra, pictures and neurons are worked out, with controls: auto (the default: "
+            "attention, gate and down of blocks 0, 1 and the last; 40 to 60 s for a 7B pair), none, all, 1/k, layer:3, "
+            "component:gate; several with commas."
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(max=2**62, help="Seed of that sample, and the first of three of the controls.")
+    ] = 0,
     verify: Annotated[bool, typer.Option("--verify", help="Hash whole files, not samples of them.")] = False,
     allow_pickle: PickleOption = False,
     out: OutOption = None,
@@ -59,10 +69,15 @@ def diff(
                 INTERRUPTS.check()
                 status.update(shown(row.tensor))
 
+            def on_look(name: str) -> None:
+                INTERRUPTS.check()
+                status.update(f"looking at {name}")
+
             outcome = diff(
                 base,
                 tuned,
                 options=Options(cast=cast.value if cast else None, ulps=ulps, seed=seed),
+                look=look or ["auto"],
                 verify=verify,
                 allow_pickle=allow_pickle,
                 out=out or Path("runs"),
@@ -70,6 +85,7 @@ def diff(
                 overwrite=overwrite,
                 command=shlex.join(["lesion", *sys.argv[1:]]),
                 on_tensor=on_tensor,
+                on_look=on_look,
             )
     if outcome.resumed_complete:
         output.console.print("This run was complete already.", markup=False)

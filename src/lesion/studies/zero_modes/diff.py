@@ -1,7 +1,7 @@
 """Zero modes between two checkpoints, found in their files (paper `zero-modes`, section 2)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,13 @@ import pandas as pd
 
 from lesion.checkpoints.compare import Comparison, Options, TensorRow, compare
 from lesion.checkpoints.components import COMPONENTS, PROJECTIONS
-from lesion.checkpoints.masks import FILE
+from lesion.checkpoints.masks import FILE, Masks
 from lesion.checkpoints.opened import Checkpoint, open_checkpoint, refuse_the_same
+from lesion.errors import InputError
 from lesion.results import RunFolder, run_name
 from lesion.studies.setting import Outcome
+from lesion.studies.zero_modes.looking import parse_look, plan
+from lesion.studies.zero_modes.pictures import ARRAYS, look_at, seeds
 from lesion.studies.zero_modes.running import complete, described, open_run
 
 STUDY = "zero-modes diff"
@@ -24,6 +27,7 @@ def diff(
     tuned: str,
     *,
     options: Options | None = None,
+    look: Sequence[str] | None = None,
     verify: bool = False,
     allow_pickle: bool = False,
     out: Path | str | None = None,
@@ -31,33 +35,43 @@ def diff(
     overwrite: bool = False,
     command: str = "lesion.zero_modes.diff(...)",
     on_tensor: Callable[[TensorRow], None] | None = None,
+    on_look: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Compares two checkpoints bit by bit, file against file; no model is built.
 
     Args:
         base, tuned: a folder, `zoo:NAME` or a hub id each.
         options: what to round to first, whether to work out magnitudes, how many distances to sample.
+        look: matrices whose spectra, pictures and neurons are worked out from TUNED's weights and the masks, so that
+            it needs `out`: `auto` (attention, gate and down, or both matrices of other MLPs, of blocks 0, 1 and the
+            last), `none`, `all`, LAYER/COMPONENT such as `1/k`, or scopes. None is `auto` with a run folder, and
+            `none` without.
         verify: take the checkpoints' fingerprints of every byte, not of samples.
         allow_pickle: read `pytorch_model.bin` where there is no safetensors file.
         out: run folder, which also gets the masks; None keeps the tables in memory and makes no masks.
         name_folder: make the run folder inside `out`, named after the study, TUNED and a hash of the arguments.
         on_tensor: told each row once it is known.
+        on_look: told LAYER/COMPONENT of each matrix before it is looked at.
 
     Returns:
         Tables `zero_modes` (a row a tensor), `zero_modes_summary` (a row a layer and component, and one for all
         projection matrices), `zero_modes_components` (a row a component, over all blocks), `zero_modes_ulps` (how far
-        the sampled weights moved) and `zero_modes_uncompared` (tensors without a counterpart, and why).
+        the sampled weights moved) and `zero_modes_uncompared` (tensors without a counterpart, and why); and those of
+        `lesion.studies.zero_modes.pictures.COLUMNS`, of the matrices that were looked at.
 
     Raises:
         LesionError: anything that a user can mend, in one line.
     """
-    options = options or Options()
+    options, looks = options or Options(), parse_look(["auto"] if look is None else look)
     before, after = (open_checkpoint(name, allow_pickle=allow_pickle, verify=verify) for name in (base, tuned))
     refuse_the_same(before, after)
     if out is None:
+        if look is not None and looks:
+            raise InputError(f"look={list(look)} needs a run folder, which holds the masks: pass out=…")
         found = compare(before, after, options=options, on_tensor=on_tensor)
         return Outcome(_tables(found), None, _warnings(found))
-    arguments = {**asdict(options), "verify": verify}
+    arguments = {**asdict(options), "look": list(looks), "verify": verify}
+    planned = plan(looks, after, before)
     path = Path(out) / run_name("zero-modes-diff", after.folder.name, {**arguments, **_prints(before, after)})
     with _folder(path if name_folder else Path(out), before, after, arguments, command, overwrite) as folder:
         if folder.is_complete:
@@ -65,11 +79,15 @@ def diff(
         (folder.path / FILE.parent).mkdir(exist_ok=True)
         found = compare(before, after, masks=folder.path / FILE, options=options, on_tensor=on_tensor)
         folder.keep_arrays(FILE.stem)
-        for name, table in _tables(found).items():
+        looked = look_at(after, Masks.load(folder.path), planned, cast=options.cast, seed=options.seed, on_part=on_look)
+        tables, warnings = {**_tables(found), **looked.tables}, [*_warnings(found), *looked.warnings]
+        for name, table in tables.items():
             folder.write_table(name, table)
+        if looked.images:
+            folder.write_arrays(ARRAYS, looked.images)
         aligned = {"prefix": found.prefix, "on": found.prefixed} if found.prefix else None
-        folder.finish("complete", warnings=_warnings(found), names_aligned=aligned)
-        return Outcome(_tables(found), folder.path, folder.manifest["warnings"])
+        folder.finish("complete", warnings=warnings, names_aligned=aligned, looked_at=looked.looked_at)
+        return Outcome(tables, folder.path, folder.manifest["warnings"])
 
 
 def _prints(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
@@ -91,7 +109,7 @@ def _folder(
         reads=_prints(base, tuned),
         fields={"base": described(base), "tuned": described(tuned)},
         check=unchanged,
-        seeds=[arguments["seed"]],
+        seeds=seeds(arguments["seed"]) if arguments["look"] else [arguments["seed"]],
         overwrite=overwrite,
     )
 

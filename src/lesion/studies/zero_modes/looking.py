@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from lesion.anatomy.wording import quiet_transformers
+from lesion.checkpoints.components import COMPONENTS, place
 from lesion.checkpoints.masks import Masks
 from lesion.checkpoints.opened import Checkpoint, Stored
 from lesion.checkpoints.scopes import INCLUDABLE, Heads, Region, Structure, parse_scope, read_transformers_config
@@ -113,8 +116,8 @@ def parse_look(texts: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
-def plan(look: Sequence[str], tuned: Checkpoint) -> Plan:
-    """Which matrices of a checkpoint `look` (see `parse_look`) means.
+def plan(look: Sequence[str], tuned: Checkpoint, base: Checkpoint) -> Plan:
+    """Which matrices of TUNED `look` (see `parse_look`) means; an adapter, which has no config.json, has BASE's.
 
     Where nothing was asked for but `auto`, a checkpoint of which heads or layout are not known is not looked at,
     with a warning.
@@ -125,17 +128,18 @@ def plan(look: Sequence[str], tuned: Checkpoint) -> Plan:
     """
     if not look:
         return Plan()
+    has_config = next((side for side in (tuned, base) if (side.folder / "config.json").is_file()), tuned)
     try:
-        return _plan(tuple(look), tuned)
+        return _plan(tuple(look), tuned, has_config.folder)
     except ModelError as error:
         if tuple(look) != ("auto",):
             raise
         return Plan(look=tuple(look), warnings=(f"no spectra, pictures or neurons (--look): {error}",))
 
 
-def _plan(look: tuple[str, ...], tuned: Checkpoint) -> Plan:
+def _plan(look: tuple[str, ...], tuned: Checkpoint, config: Path) -> Plan:
     shapes = {name: tensor.shape for name, tensor in tuned.tensors.items()}
-    heads, rotary = _layout(tuned)
+    heads, rotary = _layout(config, shapes, tuned.model_type)
     structure = Structure(shapes, lambda: heads, tuned.model_type or "this model")
     everything = _parts(structure)
     chosen = [part for part in everything if any(_means(word, part, structure) for word in look)]
@@ -158,33 +162,28 @@ def _plan(look: tuple[str, ...], tuned: Checkpoint) -> Plan:
     return Plan(look, tuple(chosen), heads, rotary, tuple(warnings))
 
 
-def _layout(tuned: Checkpoint) -> tuple[Heads, Rotary]:
-    if tuned.model_type is not None:
-        config = read_transformers_config(tuned.folder)
+def _layout(folder: Path, shapes: Mapping[str, tuple[int, ...]], model_type: str | None) -> tuple[Heads, Rotary]:
+    if model_type is not None:
+        with quiet_transformers():
+            config = read_transformers_config(folder)
         return Heads.of(config), Rotary.of(config)
-    return _layout_of_old(tuned)
+    return _layout_of_old(folder / "config.json", shapes)
 
 
-def _layout_of_old(tuned: Checkpoint) -> tuple[Heads, Rotary]:
+def _layout_of_old(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Heads, Rotary]:
     """That of a configuration from before they named their family; transformers refuses to read those."""
-    path = tuned.folder / "config.json"
     config: Mapping[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     n_heads, n_kv_heads = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if not isinstance(n_heads, int) or n_heads < 1:
         raise ModelError(f"{path} says neither model_type nor num_attention_heads, so heads cannot be found")
-    structure = Structure({name: tensor.shape for name, tensor in tuned.tensors.items()}, _unknown, "this model")
-    if "qkv" in structure.stored:
+    if any(spot.component == "qkv" for spot in map(place, shapes)):
         raise ModelError(f"{path} says no model_type, so parts of its matrices of q, k and v cannot be told apart")
     n_kv_heads = n_kv_heads if isinstance(n_kv_heads, int) and n_kv_heads > 0 else n_heads
     return Heads(n_heads, n_kv_heads), Rotary(False, "a block a head: config.json says no model_type")
 
 
-def _unknown() -> Heads:
-    raise AssertionError("no scope is asked for heads here")
-
-
 def _parts(structure: Structure) -> list[Part]:
-    """All matrices inside blocks that can be looked at, in the order of the layers and of the file."""
+    """All matrices inside blocks that can be looked at, in the order of layers and components."""
     heads, found = structure.heads, []
     for tensor, spot in structure.places.items():
         shape = structure.shapes[tensor]
@@ -199,7 +198,7 @@ def _parts(structure: Structure) -> list[Part]:
                 middle = shape[outputs] // 2
                 region = Region(outputs, ((0, middle),) if component == "gate" else ((middle, shape[outputs]),))
             found.append(Part(tensor, spot.layer, component, region, heads.transposed))
-    return sorted(found, key=lambda part: part.layer)
+    return sorted(found, key=lambda part: (part.layer, COMPONENTS.index(part.component)))
 
 
 def _components(stored: str, heads: Heads) -> tuple[str, ...]:

@@ -9,14 +9,13 @@ second can tell their places from their sizes.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,15 +23,18 @@ from lesion.checkpoints import spectra
 from lesion.checkpoints.masks import Masks
 from lesion.checkpoints.neurons import Sums, lost, sums
 from lesion.checkpoints.opened import Checkpoint
-from lesion.checkpoints.pixels import grey, shares
+from lesion.checkpoints.pixels import above, grey, shares
 from lesion.checkpoints.scopes import Region
 from lesion.checkpoints.selection import Kind, select, tensor_seed
+from lesion.engine.memory import give_back
 from lesion.studies.zero_modes.looking import HEADS, NEURONS, Part, Plan
 
 N_SEEDS = 3
 """Draws of each control."""
 ARRAYS = "pictures"
 """Name of the arrays that hold the pictures."""
+AHEAD = 1 << 25
+"""Weights of the largest matrix of which a control is drawn while another is measured: both take memory."""
 CONTROLS: dict[str, Kind] = {"random": "random", "matched": "random_matched"}
 VARIANTS = ("original", "ablated", "zero_modes", "random", "random_ablated", "matched", "matched_ablated")
 """What `weights` says in tables of spectra: which weights of the matrix are kept, the others being 0."""
@@ -103,7 +105,7 @@ class Drawn(NamedTuple):
     ones: Bool[Tensor, "outputs inputs"]
 
 
-def look(
+def look_at(
     tuned: Checkpoint,
     masks: Masks,
     plan: Plan,
@@ -122,24 +124,24 @@ def look(
         seed: the first of three for each control.
         on_part: told LAYER/COMPONENT of each matrix before it is looked at.
     """
-    tables, images = _Tables(plan.parts), dict[str, NDArray[np.uint8]]()
-    looked_at, notes = [], defaultdict[str, list[str]](list)
+    found = _Found(_Tables(plan.parts))
+    give_back()
     for part in plan.parts:
         if part.tensor not in masks:
-            notes["no counterpart in BASE: not looked at"].append(part.name)
+            found.notes["no counterpart in BASE: not looked at"].append(part.name)
             continue
         if on_part is not None:
             on_part(part.name)
-        weight, mask = part.weight(tuned.tensors[part.tensor], cast), part.mask(masks)
-        if not all(bool(torch.isfinite(row).all()) for row in weight):
-            notes["weights that are not finite: not looked at"].append(part.name)
-            continue
-        if not bool(mask.any()):
-            notes["no zero modes: what is relative to them is NaN"].append(part.name)
-        _Matrix(part, weight, mask, plan, tables, images, notes).measure(seed)
-        looked_at.append(part.name)
-    lines = [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in notes.items()]
-    return Looked(tables.joined(), images, list(dict.fromkeys(looked_at)), [*plan.warnings, *lines])
+        _Matrix(part, tuned, masks, cast, plan, found).measure(seed)
+        give_back()
+    lines = [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in found.notes.items()]
+    looked_at = list(dict.fromkeys(found.looked_at))
+    return Looked(found.tables.joined(), found.images, looked_at, [*plan.warnings, *lines])
+
+
+def seeds(first: int) -> list[int]:
+    """Seeds of the draws of each control."""
+    return list(range(first, first + N_SEEDS))
 
 
 class _Tables:
@@ -168,49 +170,71 @@ class _Tables:
         return {name: pd.concat(self._pieces[name], ignore_index=True) for name in COLUMNS if self._pieces[name]}
 
 
+@dataclass
+class _Found:
+    """What comes together as matrices are looked at; `notes` are what is to be said, and of which matrices."""
+
+    tables: _Tables
+    images: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    notes: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    looked_at: list[str] = field(default_factory=list)
+
+
 class _Matrix:
-    """One matrix that is looked at: `weight` and `mask` are as they lie in the file."""
+    """One matrix that is looked at, as it lies in the file and as (outputs, inputs)."""
 
     def __init__(
-        self,
-        part: Part,
-        weight: Float[Tensor, "..."],
-        mask: Bool[Tensor, "..."],
-        plan: Plan,
-        tables: _Tables,
-        images: dict[str, NDArray[np.uint8]],
-        notes: dict[str, list[str]],
+        self, part: Part, tuned: Checkpoint, masks: Masks, cast: str | None, plan: Plan, found: _Found
     ) -> None:
-        self._part, self._stored, self._mask, self._plan = part, weight, mask, plan
-        self._tables, self._images, self._notes = tables, images, notes
-        self._weight = part.oriented(weight)
-        size = self._weight.abs()
-        self._above: Bool[Tensor, "outputs inputs"] = size > size.mean(dtype=torch.float64)
+        self._part, self._plan, self._found = part, plan, found
+        self._stored, self._mask = part.weight(tuned.tensors[part.tensor], cast), part.mask(masks)
+        self._weight = part.oriented(self._stored)
+        self._kept = (HEADS | NEURONS).get(part.component)
+        self._whole = sums(self._weight, None, self._kept or 0)
 
     def measure(self, seed: int) -> None:
         """Everything that is measured of it; `seed` is the first of the controls'."""
-        kept = (HEADS | NEURONS).get(self._part.component)
-        whole = None if kept is None else sums(self._weight, None, kept)
+        if not np.isfinite(self._whole.absolute).all():
+            self._note("weights that are not finite: not looked at")
+            return
+        if not bool(self._mask.any()):
+            self._note("no zero modes: what is relative to them is NaN")
+        self._found.looked_at.append(self._part.name)
         pictures = dict[str, NDArray[np.float64]]()
-        parts = list[tuple[str, int | None, Sums]]()
-        self._plane("binarised", None, self._above)
+        taken = list[tuple[str, int | None, Sums]]()
+        self._binarised()
         for of, own_seed, ones in self._sets(seed):
             self._plane(of, own_seed, ones)
-            if kept is not None:
-                parts.append((of, own_seed, sums(self._weight, ones, kept)))
-            pictures.setdefault(of, shares(ones))
+            if self._kept is not None:
+                taken.append((of, own_seed, sums(self._weight, ones, self._kept)))
+            if of not in pictures:
+                pictures[of] = shares(ones)
+            del ones  # before the next is drawn
         self._draw(pictures)
-        if whole is not None and self._part.component in HEADS:
-            self._spectra(whole, parts)
-        if whole is not None and self._part.component in NEURONS:
-            self._neurons(whole, parts)
+        if self._part.component in HEADS:
+            self._spectra(taken)
+        if self._part.component in NEURONS:
+            self._neurons(taken)
+
+    def _binarised(self) -> None:
+        """What there is of |w| above its mean; the matrix of zeros and ones is not kept."""
+        ones = above(self._weight, float(self._whole.absolute.sum()) / self._weight.numel())
+        self._plane("binarised", None, ones)
+        self._image("binarised", shares(ones), 0.0, 1.0, "share above mean |w|")
+        self._n_above = np.count_nonzero(ones.numpy(), axis=1 - (self._kept or 0))
+
+    def _note(self, note: str) -> None:
+        self._found.notes[note].append(self._part.name)
 
     def _sets(self, seed: int) -> Iterator[Drawn]:
-        """The mask, then each control; the next one is drawn in a thread of its own meanwhile."""
-        wanted = list(product(CONTROLS, range(seed, seed + N_SEEDS)))
+        """The mask, then each control; of matrices that are not too large the next is drawn meanwhile, in a thread."""
+        wanted = list(product(CONTROLS, seeds(seed)))
+        yield Drawn("mask", None, self._part.oriented(self._mask))
+        if self._mask.numel() > AHEAD:
+            yield from (Drawn(of, own_seed, self._control(of, own_seed)) for of, own_seed in wanted)
+            return
         with ThreadPoolExecutor(1) as pool:
             following = pool.submit(self._control, *wanted[0])
-            yield Drawn("mask", None, self._part.oriented(self._mask))
             for (of, own_seed), after in zip(wanted, [*wanted[1:], None], strict=True):
                 ones = following.result()
                 if after is not None:
@@ -232,14 +256,13 @@ class _Matrix:
             "share_expected": found.expected,
             "amplitude_share_on_axes": found.amplitude_on_axes,
         }
-        self._tables.add("zero_modes_spectra_2d", self._part, row)
+        self._found.tables.add("zero_modes_spectra_2d", self._part, row)
         if of == "binarised" and found.low is not None:
             unit = "log10 of amplitude over root mean square"
             self._image("spectrum_2d", found.low, float(found.low.min()), float(found.low.max()), unit)
 
     def _draw(self, masks: Mapping[str, NDArray[np.float64]]) -> None:
-        """Pictures; the mask and its controls have one scale."""
-        self._image("binarised", shares(self._above), 0.0, 1.0, "share above mean |w|")
+        """Pictures of the mask and its controls, on one scale."""
         most = max(float(picture.max()) for picture in masks.values())
         for of, picture in masks.items():
             unit = "share of zero modes" if of == "mask" else "share drawn"
@@ -247,20 +270,20 @@ class _Matrix:
 
     def _image(self, of: str, values: NDArray[np.floating], low: float, high: float, unit: str) -> None:
         name = f"{self._part.key}/{of}"
-        self._images[name] = grey(values, low, high)
+        self._found.images[name] = grey(values, low, high)
         (n_outputs, n_inputs), (height, width) = self._weight.shape, values.shape
         row = {
             **{"of": of, "image": name, "n_outputs": n_outputs, "n_inputs": n_inputs, "height": height},
             **{"width": width, "value_at_0": low, "value_at_255": high, "unit": unit},
         }
-        self._tables.add("zero_modes_images", self._part, row)
+        self._found.tables.add("zero_modes_images", self._part, row)
 
-    def _spectra(self, whole: Sums, parts: Sequence[tuple[str, int | None, Sums]]) -> None:
+    def _spectra(self, taken: Sequence[tuple[str, int | None, Sums]]) -> None:
         names = {"mask": ("zero_modes", "ablated")} | {name: (name, f"{name}_ablated") for name in CONTROLS}
-        variants: list[tuple[str, int | None, Sums]] = [("original", None, whole)]
-        for of, seed, part in parts:
+        variants: list[tuple[str, int | None, Sums]] = [("original", None, self._whole)]
+        for of, seed, part in taken:
             alone, ablated = names[of]
-            variants += [(ablated, seed, whole - part), (alone, seed, part)]
+            variants += [(ablated, seed, self._whole - part), (alone, seed, part)]
         n_averaged = self._weight.shape[1 - HEADS[self._part.component]]
         for weights, seed, found in variants:
             for of, summed in (("mean", found.signed), ("mean_abs", found.absolute)):
@@ -272,13 +295,13 @@ class _Matrix:
         assert plan.rotary is not None
         spectrum = spectra.amplitudes(means)
         points = {"frequency": np.arange(1, len(spectrum) + 1), "amplitude": spectrum}
-        self._tables.add("zero_modes_spectra", self._part, row | points)
+        self._found.tables.add("zero_modes_spectra", self._part, row | points)
         frequency, reason = spectra.fundamental(component, n, plan.heads, plan.rotary)
         found = spectra.Harmonics(np.nan, np.nan, np.nan)
         if frequency is not None:
             found = spectra.harmonics(spectrum, n, frequency)
-        elif self._part.name not in self._notes[reason]:
-            self._notes[reason].append(self._part.name)
+        else:
+            self._note(reason)
         numbers = {
             "fundamental": frequency,
             "fundamental_reason": reason,
@@ -287,38 +310,38 @@ class _Matrix:
             "share_expected": found.expected,
             "over_expected": found.over_expected,
         }
-        self._tables.add("zero_modes_harmonics", self._part, row | numbers)
+        self._found.tables.add("zero_modes_harmonics", self._part, row | numbers)
 
-    def _neurons(self, whole: Sums, parts: Sequence[tuple[str, int | None, Sums]]) -> None:
-        kept = NEURONS[self._part.component]
+    def _neurons(self, taken: Sequence[tuple[str, int | None, Sums]]) -> None:
+        kept, whole = NEURONS[self._part.component], self._whole
         n_weights = self._weight.shape[1 - kept]
         mask = self._part.oriented(self._mask)
         changes = {
-            of: np.stack([lost(whole.absolute, part.absolute) for name, _, part in parts if name == of])
+            of: np.stack([lost(whole.absolute, part.absolute) for name, _, part in taken if name == of])
             for of in ("mask", *CONTROLS)
         }
-        taken = next(part for of, _, part in parts if of == "mask")
+        ablated = whole - next(part for of, _, part in taken if of == "mask")
         n_zero_modes = np.count_nonzero(mask.numpy(), axis=1 - kept)
         columns: dict[str, Any] = {
             "neuron": np.arange(len(whole.absolute)),
             "mean_abs": whole.absolute / n_weights,
-            "share_above_mean": np.count_nonzero(self._above.numpy(), axis=1 - kept) / n_weights,
+            "share_above_mean": self._n_above / n_weights,
             "n_zero_modes": n_zero_modes,
             "fraction": n_zero_modes / n_weights,
-            "mean_abs_ablated": (whole - taken).absolute / n_weights,
+            "mean_abs_ablated": ablated.absolute / n_weights,
             "change": changes["mask"][0],
         }
         for of in CONTROLS:
             columns[f"change_{of}"] = changes[of].mean(axis=0)
             columns[f"change_{of}_sd"] = changes[of].std(axis=0, ddof=1)
-        self._tables.add("zero_modes_neurons", self._part, columns)
+        self._found.tables.add("zero_modes_neurons", self._part, columns)
         self._most_affected(columns, changes)
 
     def _most_affected(self, columns: Mapping[str, Any], changes: Mapping[str, NDArray[np.float64]]) -> None:
         """The neuron that loses most, beside the largest losses of the controls: a maximum needs a maximum."""
         known = np.flatnonzero(~np.isnan(changes["mask"][0]))
         if not len(known):
-            self._notes["neurons of nothing but zeros: none is most affected"].append(self._part.name)
+            self._note("neurons of nothing but zeros: none is most affected")
             return
         top = known[np.argmax(changes["mask"][0][known])]
         row = {name: np.asarray(values)[top].item() for name, values in columns.items()}
@@ -327,4 +350,4 @@ class _Matrix:
             largest = changes[of][:, known].max(axis=1)
             row[f"largest_{of}"] = float(largest.mean())
             row[f"largest_{of}_sd"] = float(largest.std(ddof=1))
-        self._tables.add("zero_modes_neurons_top", self._part, row)
+        self._found.tables.add("zero_modes_neurons_top", self._part, row)
