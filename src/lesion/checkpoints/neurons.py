@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -40,7 +41,7 @@ def sums(weight: Float[Tensor, "rows columns"], chosen: Bool[Tensor, "rows colum
     step = max(_BLOCK // max(n_columns, 1), 1)
     for start in range(0, n_rows, step):
         block = slice(start, min(start + step, n_rows))
-        values = weight[block].double()
+        values = weight[block].to(torch.float64, copy=True)
         if chosen is not None:
             values *= chosen[block]
         into, found = (block if kept == 0 else slice(None)), values.numpy()

@@ -19,7 +19,7 @@ def above(weight: Float[Tensor, "rows columns"], size: float) -> Bool[Tensor, "r
     found = torch.empty(weight.shape, dtype=torch.bool)
     step = max(_BLOCK // max(weight.shape[1], 1), 1)
     for start in range(0, len(weight), step):
-        found[start : start + step] = weight[start : start + step].double().abs_() > size
+        found[start : start + step] = weight[start : start + step].double().abs() > size
     return found
 
 
