@@ -201,12 +201,14 @@ class TableSpec:
         caption: what a row is, and over what.
         frame: all its rows; of a very long table the page shows the first ones and says so.
         is_open: whether the page shows it unfolded.
+        part: which rows of the file these are, where they are not all; such as `sums`.
     """
 
     name: str
     caption: str
     frame: pd.DataFrame
     is_open: bool = True
+    part: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from lesion.report.tables import Table, table_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONGEST_NAME, LONGEST_COMMAND = 200, 5000
+MOST_ROWS = 2000
+"""Rows of a table that the page shows: a megabyte or two."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,10 @@ def _numbered(parts: Sequence[tuple[dict[str, Any], Section]]) -> Iterator[PageS
     for index, (manifest, section) in enumerate(parts, start=1):
         on_page = [spec for spec in section.figures if spec.on_page]
         drawn = [_figure(spec, figures + k, f"s{index}-f{k}") for k, spec in enumerate(on_page, start=1)]
-        shown = [PageTable(tables + k, f"s{index}-t{k}", s, table_of(s.frame)) for k, s in enumerate(section.tables, 1)]
+        shown = [
+            PageTable(tables + k, f"s{index}-t{k}", s, table_of(s.frame.head(MOST_ROWS)))
+            for k, s in enumerate(section.tables, 1)
+        ]
         figures, tables = figures + len(drawn), tables + len(shown)
         elsewhere = [spec.name for spec in section.figures if not spec.on_page]
         subject = clean(section.subject, LONGEST_NAME)

@@ -10,16 +10,18 @@ from matplotlib.patches import Rectangle
 from lesion.report import axes as decisions
 from lesion.report.content import FigureSpec, Grid
 from lesion.report.drawing.style import BOTTOM, PANEL, TOP, Box, add_axes, clean, inches_wide, plain, set_title
-from lesion.report.numbers import MINUS, decimals, number
+from lesion.report.numbers import decimals, number
 from lesion.report.palette import ROLES, STEPS
 
 CELL = 0.21
 """Height of a cell, in inches."""
+ROOMY = 0.33
+"""Width of a cell, in inches, that holds a number of three digits."""
 CHARACTER = 0.64
 """Width of a figure in DejaVu Sans, of its size."""
 SIZES = (7.0, 6.5, 6.0)
 """Sizes of the numbers in cells, in points; where none fits there are no numbers, and hovering says them."""
-BAR = (0.1, 0.11, 0.36)
+BAR = (0.1, 0.11, 0.42)
 """Colour bar, in inches: its distance from the cells, its width, and the room for its numbers."""
 LONGEST = 18
 """Characters of a row's or a column's name."""
@@ -29,9 +31,13 @@ CHARACTER_WIDE = 0.072
 
 def size(panel: Grid) -> tuple[int, float]:
     """Ordinary panels that it is wide, and its height without the title in inches."""
-    columns = len(panel.columns)
-    span = 1 if columns <= 4 else 2 if columns <= 14 else 3
+    span = next((span for span in (1, 2) if _room(panel, span) >= ROOMY), 3)
     return span, max(len(panel.rows), 3) * CELL + _below(panel, span) + TOP
+
+
+def _room(panel: Grid, span: int) -> float:
+    """Width of a cell in inches."""
+    return (PANEL[0] * span - _beside(panel) - sum(BAR)) / max(len(panel.columns), 1)
 
 
 def draw(figure: Figure, box: Box, panel: Grid, spec: FigureSpec) -> None:
@@ -51,7 +57,7 @@ def draw(figure: Figure, box: Box, panel: Grid, spec: FigureSpec) -> None:
 
 def _beside(panel: Grid) -> float:
     """Room for the rows' names."""
-    return 0.1 + CHARACTER_WIDE * _longest(panel.rows) + (0.16 if panel.y_label else 0.0)
+    return 0.16 + CHARACTER_WIDE * _longest(panel.rows) + (0.16 if panel.y_label else 0.0)
 
 
 def _below(panel: Grid, span: int) -> float:
@@ -61,9 +67,8 @@ def _below(panel: Grid, span: int) -> float:
 
 def _is_turned(panel: Grid, span: int) -> bool:
     """Whether names of columns run upwards: where they are wider than columns, and no numbers, of which some do."""
-    room = (PANEL[0] * span - _beside(panel) - sum(BAR)) / max(len(panel.columns), 1)
     numbered = all(name.isdecimal() for name in panel.columns)
-    return not numbered and CHARACTER_WIDE * _longest(panel.columns) + 0.03 > room
+    return not numbered and CHARACTER_WIDE * _longest(panel.columns) + 0.03 > _room(panel, span)
 
 
 def _longest(names: tuple[str, ...]) -> int:
@@ -76,7 +81,7 @@ def hover(panel: Grid, spec: FigureSpec) -> dict[str, list[str]]:
     return {
         f"cell-{row}-{column}": [
             f"{clean(panel.rows[row])}, {f'{panel.x_label} ' if panel.x_label else ''}{clean(panel.columns[column])}: "
-            + (f"{shown(float(value), float(value))}{unit}" if math.isfinite(value) else "nothing")
+            + (f"{shown(float(value), panel)}{unit}" if math.isfinite(value) else "nothing")
         ]
         for (row, column), value in np.ndenumerate(panel.values)
     }
@@ -103,9 +108,11 @@ def step_of(value: float, low: float, high: float, is_log: bool) -> int | None:
     return min(STEPS - 1, max(0, int(STEPS * share)))
 
 
-def shown(value: float, largest: float) -> str:
-    """A cell's number: three digits of the largest."""
-    return number(value, max(0, decimals(largest) - 1) if largest else 0)
+def shown(value: float, panel: Grid) -> str:
+    """A cell's number: to three digits of the largest, whole where all are."""
+    found = np.abs(panel.values[np.isfinite(panel.values)])
+    whole = bool((found == np.rint(found)).all())
+    return number(value, 0 if whole else max(0, decimals(float(found.max())) - 1))
 
 
 def _label(axes: Axes, panel: Grid) -> None:
@@ -134,7 +141,7 @@ def _cell(axes: Axes, panel: Grid, row: int, column: int, step: int | None) -> N
     fitting = _font_size(axes, panel)
     if fitting is not None:
         role = "cell_low" if step < STEPS // 2 else "cell_high"
-        text, colour = shown(float(panel.values[row, column]), _largest(panel)), ROLES[role].light
+        text, colour = shown(float(panel.values[row, column]), panel), ROLES[role].light
         axes.text(column + 0.5, row + 0.53, text, ha="center", va="center", fontsize=fitting, color=colour, zorder=5)
 
 
@@ -142,14 +149,10 @@ def _is_roomy(panel: Grid) -> bool:
     return len(panel.columns) <= 40
 
 
-def _largest(panel: Grid) -> float:
-    return float(np.nanmax(np.abs(panel.values[np.isfinite(panel.values)])))
-
-
 def _font_size(axes: Axes, panel: Grid) -> float | None:
     """The largest size at which the longest number fits a cell."""
     found = panel.values[np.isfinite(panel.values)]
-    longest = max(len(shown(float(value), _largest(panel)).replace(MINUS, "-")) for value in found)
+    longest = max(len(shown(float(value), panel)) for value in found)
     points = 72 * inches_wide(axes) / len(panel.columns)
     return next((size for size in SIZES if longest * CHARACTER * size + 3 <= points), None)
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from lesion.errors import RunFolderError
 from lesion.report.content import Curve, Curves, FigureSpec, Grid, Mark, Picture, TableSpec
+from lesion.report.drawing.grid import size
 from lesion.report.numbers import count, listed
 from lesion.report.palette import WEIGHTS
 from lesion.report.sections.zero_modes.rows import called, numbers, optional_table, share
@@ -29,7 +30,7 @@ LABELS = {
 }
 SHORT = {
     "original": "all weights",
-    "ablated": "zero modes set to 0",
+    "ablated": "zero modes removed",
     "zero_modes": "zero modes alone",
     "random": "random weights",
     "matched": "same exponents",
@@ -218,7 +219,7 @@ def _summary(looked: Looked) -> Iterator[FigureSpec]:
             "the transform in two dimensions likewise; 1 is none. Controls are means over draws.",
             "Regularity of weights, zero modes and controls by matrix",
             tuple(panels),
-            columns=max(1 if len(panel.columns) <= 4 else 2 if len(panel.columns) <= 14 else 3 for panel in panels),
+            columns=max(size(panel)[0] for panel in panels),
         )
 
 
@@ -232,7 +233,7 @@ def _by_matrix(
     ]
     columns = tuple(f"{layer}/{component}" for _, layer, component in matrices)
     own = tuple(labels[name] for name in names)
-    return Grid(title, own, columns, np.array(values), x_label="layer/component", scale="log", include=1.0)
+    return Grid(title, own, columns, np.array(values), x_label="layer/component", scale="log", include=0.0)
 
 
 def _matrix(panels: tuple[Curves | Picture, ...], layer: int, component: str, *, on_page: bool) -> FigureSpec:
@@ -371,7 +372,8 @@ def _losses(rows: pd.DataFrame, component: str, top: pd.Series | None) -> Curves
         values = 100 * np.sort(numbers(rows, column))[::-1]
         values = values[np.isfinite(values)]
         x = np.arange(1, len(values) + 1, dtype=np.float64)
-        lines.append(Curve(LABELS[weights], WEIGHTS[weights], x, values))
+        label = "zero modes" if weights == "zero_modes" else LABELS[weights]
+        lines.append(Curve(label, WEIGHTS[weights], x, values))
         if top is not None and weights != "zero_modes":
             marks.append(Mark("", y=100 * float(top[f"largest_{weights}"]), role=WEIGHTS[weights]))
     if top is not None:

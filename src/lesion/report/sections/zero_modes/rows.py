@@ -49,6 +49,20 @@ def optional_table(run: RunView, name: str) -> pd.DataFrame | None:
     return None if table.empty else table
 
 
+def total(rows: pd.DataFrame) -> tuple[pd.Series | None, str]:
+    """The row of all projection matrices inside blocks and where that is, in words; else that of all tensors.
+
+    None where the table has neither, or both are empty.
+    """
+    sums = rows[rows["tensor"].isna() & rows["layer"].isna() & (rows["n_weights"] > 0)]
+    places = {"projections": "in the projection matrices", "all": "in all tensors"}
+    for component, where in places.items():
+        found = sums[sums["component"] == component]
+        if len(found):
+            return found.iloc[0], where
+    return None, ""
+
+
 def in_order(components: Sequence[str]) -> list[str]:
     """Projections among `components`, in the order of figures."""
     found = set(components)
