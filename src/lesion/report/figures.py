@@ -20,6 +20,8 @@ __all__ = ["clean", "inline_panels", "legend_lines", "span", "write_files"]
 
 KINDS: Mapping[type, Any] = {Panel: lines, Curves: curves, Grid: grid, Picture: picture}
 """Which file draws which kind of panel."""
+CHARACTER = 0.07
+"""Width of a character of the legend, in inches."""
 LEGEND_ROW = 0.16
 """Height of a row of the legend, in inches."""
 
@@ -102,7 +104,7 @@ def _compose(panels: Sequence[AnyPanel], spec: FigureSpec, *, legend: bool) -> F
             KINDS[type(panel)].draw(figure, box, panel, spec)
         upper -= row.height + top
     if named:
-        handles, labels = [_key(line) for line in named], [clean(line.label) for line in named]
+        handles, labels = [_key(line) for line in named], [_name(line, width) for line in named]
         place = (0.2 / width, 1 - 0.02 / height)
         figure.legend(
             handles, labels, loc="upper left", ncols=min(per_row, len(labels)), bbox_to_anchor=place, borderaxespad=0
@@ -112,8 +114,13 @@ def _compose(panels: Sequence[AnyPanel], spec: FigureSpec, *, legend: bool) -> F
 
 def _keys_a_row(named: Sequence[Series | Curve], width: float) -> int:
     """How many keys of the legend fit side by side, at most four."""
-    longest = max([len(clean(line.label)) for line in named], default=0)
-    return min(4, max(1, int((width - 0.2) / (0.07 * longest + 0.45))))
+    longest = max([len(_name(line, width)) for line in named], default=0)
+    return min(4, max(1, int((width - 0.2) / (CHARACTER * longest + 0.45))))
+
+
+def _name(line: Series | Curve, width: float) -> str:
+    """A line's name in a legend, no wider than the figure."""
+    return clean(line.label, min(40, int((width - 0.7) / CHARACTER)))
 
 
 def _key(line: Series | Curve) -> Line2D:

@@ -99,10 +99,10 @@ def _way(table: pd.DataFrame, names: list[str], last: int) -> Iterator[str]:
         row, _ = total(at(table, checkpoint))
         shares.append(float(row["fraction"]) if row is not None else float("nan"))
     steps = np.diff(shares)
-    yield (
-        f"Their share went from {share(shares[0])} at {names[1]} to {share(shares[-1])}; it fell at "
-        f"{int((steps < 0).sum())} of {count(len(steps), 'step')} and rose at {int((steps > 0).sum())}."
-    )
+    text = f"Their share went from {share(shares[0])} at {names[1]} to {share(shares[-1])}"
+    if len(steps) > 1:
+        text += f"; it fell at {int((steps < 0).sum())} of {len(steps)} steps and rose at {int((steps > 0).sum())}"
+    yield f"{text}."
 
 
 def _components(rows: pd.DataFrame) -> Iterator[str]:

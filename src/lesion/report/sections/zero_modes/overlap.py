@@ -82,25 +82,28 @@ def _pair(rows: pd.DataFrame, a: str, b: str) -> Iterator[str]:
         yield f"{a} or {b} has no zero modes {where}: there is nothing to compare."
         return
     yield (
-        f"Of {a}’s {count(int(row['n_a']), 'zero mode')} {where} {int(row['n_both']):,} "
-        f"({share(row['share_of_a'])}) are also {b}’s, and of {b}’s {int(row['n_b']):,} "
-        f"{share(row['share_of_b'])} are {a}’s: Jaccard index {significant(row['jaccard'])}. "
-        f"{_chance(row, 'Chance would give', '')}{_exponents(row)}."
+        f"{a} has {count(int(row['n_a']), 'zero mode')} {where} and {b} {int(row['n_b']):,}; they share "
+        f"{int(row['n_both']):,}: {share(row['share_of_a'])} of {a}’s, {share(row['share_of_b'])} of {b}’s, Jaccard "
+        f"index {significant(row['jaccard'])}. Chance would give {_chance(row, '')}{_exponents(row)}."
     )
 
 
 def _exponents(row: pd.Series) -> str:
     if not math.isfinite(row["n_both_by_chance_in_exponents"]):
         return ""
-    return "; " + _chance(row, "within exponents of |w|", "_in_exponents")
+    return f"; within exponents of |w| it would give {_chance(row, '_in_exponents')}"
 
 
-def _chance(row: pd.Series, words: str, kind: str) -> str:
+def _chance(row: pd.Series, kind: str) -> str:
     """What chance gives, how many times that they share, and whether two standard deviations tell the two apart."""
     expected, sd = float(row[f"n_both_by_chance{kind}"]), float(row[f"n_both_by_chance{kind}_sd"])
-    times = significant(float(row[f"over_chance{kind}"]))
-    text = f"{words} {number(expected, 0)}{PLUS_MINUS}{number(sd, 0)}, they share {times} times as many"
-    return text if abs(row["n_both"] - expected) > 2 * sd else f"{text}, which is within two standard deviations of it"
+    if not expected:
+        return "none"
+    text = (
+        f"{number(expected, 0)}{PLUS_MINUS}{number(sd, 0)}: they share {significant(row[f'over_chance{kind}'])} times"
+    )
+    near = abs(row["n_both"] - expected) <= 2 * sd
+    return f"{text} as many, which is within two standard deviations" if near else f"{text} as many"
 
 
 def _together(together: pd.DataFrame) -> Iterator[str]:
@@ -175,8 +178,8 @@ def _by_place(inside: pd.DataFrame, a: str, b: str, index: int) -> FigureSpec:
     return FigureSpec(
         f"zero_modes_overlap_{index + 1}",
         f"Zero modes that {first} and {second} share, by layer and projection matrix: Jaccard index, and how many "
-        "times as many as chance gives, among all weights of a matrix and among those of one exponent of |w|. A cell has "
-        f"{cells.min():,} to {cells.max():,} shared ones: where they are few, it scatters.",
+        "times as many as chance gives, among all weights of a matrix and among those of one exponent of |w|. A cell "
+        f"has {cells.min():,} to {cells.max():,} shared ones: where they are few, it scatters.",
         f"Overlap of {first} and {second} by layer and component",
         tuple(panels),
         columns=3 if wide == 1 else wide,

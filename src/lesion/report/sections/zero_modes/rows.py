@@ -121,8 +121,9 @@ def heat(title: str, table: pd.DataFrame, measure: Any, **more: Any) -> Grid:
 
 
 def significant(value: float) -> str:
-    """A number to three digits."""
-    return number(value, max(0, decimals(value) - 1))
+    """A number to three digits; a whole one without decimals."""
+    value = float(value)
+    return number(value, 0 if value.is_integer() else max(0, decimals(value) - 1))
 
 
 def share(value: float) -> str:

@@ -69,14 +69,14 @@ def sums(table: pd.DataFrame, component: str, by: str) -> pd.DataFrame:
 
 def sentences(table: pd.DataFrame, neurons: pd.DataFrame | None) -> Iterator[str]:
     """The overview."""
-    rows = {by: sums(table, "projections", by) for by in BY}
-    rows = {by: found for by, found in rows.items() if found["over_mean"].notna().all() and len(found)}
+    rows = {by: sums(table, "projections", by).dropna(subset="over_mean") for by in BY}
+    rows = {by: found for by, found in rows.items() if len(found)}
     if "wanda" in rows:
         own = rows["wanda"]
         yield (
-            f"{share(ratio(own, 'n_zero_modes', 'n_weights'))} of {count(int(own['n_weights'].sum()), 'weight')} in "
-            f"the projection matrices are zero modes. Of the tenth with the highest Wanda scores {_at(own, -1)}, of that "
-            f"with the lowest {_at(own, 0)}."
+            f"{share(ratio(own, 'n_zero_modes', 'n_weights'))} of {int(own['n_weights'].sum()):,} weights in "
+            "the projection matrices are zero modes. Of the tenth with the highest Wanda scores "
+            f"{_at(own, -1)}, of that with the lowest {_at(own, 0)}."
         )
     if "magnitude" in rows:
         own = rows["magnitude"]
