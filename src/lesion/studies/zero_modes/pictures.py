@@ -145,7 +145,7 @@ def seeds(first: int) -> list[int]:
 
 
 class _Tables:
-    """Tables in pieces, one a matrix."""
+    """Tables as they grow, matrix by matrix."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._types = _TYPES | {
@@ -153,21 +153,31 @@ class _Tables:
             "component": pd.CategoricalDtype(list(dict.fromkeys(part.component for part in parts))),
         }
         self._pieces = defaultdict[str, list[pd.DataFrame]](list)
+        self._rows = defaultdict[str, list[dict[str, Any]]](list)
 
-    def add(self, table: str, part: Part, columns: Mapping[str, Any]) -> None:
-        """Adds rows about one matrix; a column is an array, or a number or a word for all rows."""
-        assert set(columns) == set(COLUMNS[table]), (table, set(columns) ^ set(COLUMNS[table]))
-        n_rows = max((len(value) for value in columns.values() if isinstance(value, np.ndarray)), default=1)
-        given = {"tensor": part.tensor, "layer": part.layer, "component": part.component}
-        given |= {name: columns[name] for name in COLUMNS[table]}
+    def add(self, table: str, part: Part, columns: Mapping[str, Any], n_rows: int) -> None:
+        """Adds rows about one matrix; a column is as long as they are many, or one value for all of them."""
         made = {
             name: pd.Series(value, index=range(n_rows), dtype=self._types.get(name, "float64"))
-            for name, value in given.items()
+            for name, value in self._in_order(table, part, columns).items()
         }
         self._pieces[table].append(pd.DataFrame(made))
 
+    def add_row(self, table: str, part: Part, row: Mapping[str, Any]) -> None:
+        """Adds one row."""
+        self._rows[table].append(self._in_order(table, part, row))
+
     def joined(self) -> dict[str, pd.DataFrame]:
+        """All tables of which there are rows."""
+        for table, rows in self._rows.items():
+            types = {name: self._types.get(name, "float64") for name in rows[0]}
+            self._pieces[table] = [pd.DataFrame(rows).astype(types)]
         return {name: pd.concat(self._pieces[name], ignore_index=True) for name in COLUMNS if self._pieces[name]}
+
+    def _in_order(self, table: str, part: Part, given: Mapping[str, Any]) -> dict[str, Any]:
+        assert set(given) == set(COLUMNS[table]), (table, set(given) ^ set(COLUMNS[table]))
+        own = {"tensor": part.tensor, "layer": part.layer, "component": part.component}
+        return own | {name: given[name] for name in COLUMNS[table]}
 
 
 @dataclass
@@ -256,7 +266,7 @@ class _Matrix:
             "share_expected": found.expected,
             "amplitude_share_on_axes": found.amplitude_on_axes,
         }
-        self._found.tables.add("zero_modes_spectra_2d", self._part, row)
+        self._found.tables.add_row("zero_modes_spectra_2d", self._part, row)
         if of == "binarised" and found.low is not None:
             unit = "log10 of amplitude over root mean square"
             self._image("spectrum_2d", found.low, float(found.low.min()), float(found.low.max()), unit)
@@ -276,7 +286,7 @@ class _Matrix:
             **{"of": of, "image": name, "n_outputs": n_outputs, "n_inputs": n_inputs, "height": height},
             **{"width": width, "value_at_0": low, "value_at_255": high, "unit": unit},
         }
-        self._found.tables.add("zero_modes_images", self._part, row)
+        self._found.tables.add_row("zero_modes_images", self._part, row)
 
     def _spectra(self, taken: Sequence[tuple[str, int | None, Sums]]) -> None:
         names = {"mask": ("zero_modes", "ablated")} | {name: (name, f"{name}_ablated") for name in CONTROLS}
@@ -285,32 +295,42 @@ class _Matrix:
             alone, ablated = names[of]
             variants += [(ablated, seed, self._whole - part), (alone, seed, part)]
         n_averaged = self._weight.shape[1 - HEADS[self._part.component]]
-        for weights, seed, found in variants:
-            for of, summed in (("mean", found.signed), ("mean_abs", found.absolute)):
-                self._spectrum({"of": of, "weights": weights, "seed": seed}, summed / n_averaged)
-
-    def _spectrum(self, row: dict[str, Any], means: NDArray[np.float64]) -> None:
-        plan, component, n = self._plan, self._part.component, len(means)
-        assert plan.heads is not None
-        assert plan.rotary is not None
-        spectrum = spectra.amplitudes(means)
-        points = {"frequency": np.arange(1, len(spectrum) + 1), "amplitude": spectrum}
-        self._found.tables.add("zero_modes_spectra", self._part, row | points)
-        frequency, reason = spectra.fundamental(component, n, plan.heads, plan.rotary)
-        found = spectra.Harmonics(np.nan, np.nan, np.nan)
-        if frequency is not None:
-            found = spectra.harmonics(spectrum, n, frequency)
-        else:
-            self._note(reason)
-        numbers = {
-            "fundamental": frequency,
-            "fundamental_reason": reason,
-            "amplitude_at_fundamental": found.at_fundamental,
-            "share_at_harmonics": found.share,
-            "share_expected": found.expected,
-            "over_expected": found.over_expected,
+        rows, found = [], []
+        for weights, seed, summed in variants:
+            for of, values in (("mean", summed.signed), ("mean_abs", summed.absolute)):
+                rows.append({"of": of, "weights": weights, "seed": seed})
+                found.append(spectra.amplitudes(values / n_averaged))
+        n_points = len(found[0])
+        columns = {
+            name: np.repeat(np.array([row[name] for row in rows], dtype=object), n_points)
+            for name in ("of", "weights", "seed")
         }
-        self._found.tables.add("zero_modes_harmonics", self._part, row | numbers)
+        columns["frequency"] = np.tile(np.arange(1, n_points + 1), len(rows))
+        columns["amplitude"] = np.concatenate(found)
+        self._found.tables.add("zero_modes_spectra", self._part, columns, len(rows) * n_points)
+        self._harmonics(rows, found)
+
+    def _harmonics(self, rows: Sequence[Mapping[str, Any]], found: Sequence[spectra.Amplitudes]) -> None:
+        assert self._plan.heads is not None
+        assert self._plan.rotary is not None
+        component = self._part.component
+        n = self._weight.shape[HEADS[component]]
+        frequency, reason = spectra.fundamental(component, n, self._plan.heads, self._plan.rotary)
+        if frequency is None:
+            self._note(reason)
+        for row, spectrum in zip(rows, found, strict=True):
+            share = spectra.Harmonics(np.nan, np.nan, np.nan)
+            if frequency is not None:
+                share = spectra.harmonics(spectrum, n, frequency)
+            numbers = {
+                "fundamental": frequency,
+                "fundamental_reason": reason,
+                "amplitude_at_fundamental": share.at_fundamental,
+                "share_at_harmonics": share.share,
+                "share_expected": share.expected,
+                "over_expected": share.over_expected,
+            }
+            self._found.tables.add_row("zero_modes_harmonics", self._part, {**row, **numbers})
 
     def _neurons(self, taken: Sequence[tuple[str, int | None, Sums]]) -> None:
         kept, whole = NEURONS[self._part.component], self._whole
@@ -334,7 +354,7 @@ class _Matrix:
         for of in CONTROLS:
             columns[f"change_{of}"] = changes[of].mean(axis=0)
             columns[f"change_{of}_sd"] = changes[of].std(axis=0, ddof=1)
-        self._found.tables.add("zero_modes_neurons", self._part, columns)
+        self._found.tables.add("zero_modes_neurons", self._part, columns, len(whole.absolute))
         self._most_affected(columns, changes)
 
     def _most_affected(self, columns: Mapping[str, Any], changes: Mapping[str, NDArray[np.float64]]) -> None:
@@ -350,4 +370,4 @@ class _Matrix:
             largest = changes[of][:, known].max(axis=1)
             row[f"largest_{of}"] = float(largest.mean())
             row[f"largest_{of}_sd"] = float(largest.std(ddof=1))
-        self._found.tables.add("zero_modes_neurons_top", self._part, row)
+        self._found.tables.add_row("zero_modes_neurons_top", self._part, row)
