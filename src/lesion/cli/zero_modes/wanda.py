@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lesion.cli.console import Output, errors_in_one_line, progress_on, shown
+from lesion.cli.console import TABLE_WIDTH, Output, errors_in_one_line, progress_on, shown
 from lesion.cli.interrupts import INTERRUPTS
 from lesion.cli.options import (
     CHECKPOINT,
@@ -111,7 +111,7 @@ def _stages(console: Console) -> Iterator[tuple[Progress, Progress]]:
     with contextlib.ExitStack() as second, contextlib.ExitStack() as first:
         progress = first.enter_context(progress_on(console))
         status: Any = None
-        said = time.monotonic()
+        said: float | None = None
 
         def on_weights(done: int, total: int) -> None:
             nonlocal status, said
@@ -122,7 +122,7 @@ def _stages(console: Console) -> Iterator[tuple[Progress, Progress]]:
                     first.close()
                     status = second.enter_context(console.status(line))
                 status.update(line)
-            elif time.monotonic() - said >= SAY_SECONDS:
+            elif said is None or time.monotonic() - said >= SAY_SECONDS:
                 said = time.monotonic()
                 console.print(line, markup=False)
 
@@ -156,7 +156,7 @@ def _print_deciles(table: Any) -> None:
     found = table[table["component"] == "projections"]
     shares = found.pivot_table(index="decile", columns="by", values="fraction")
     ratios = found.pivot_table(index="decile", columns="by", values="over_mean")
-    title = "zero modes (%, times their mean share) in each tenth of an output row's weights, ranked by"
+    title = "zero modes in each tenth of a row's weights, in % (and over their mean share), ranked by"
     grid = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
     headings = {"wanda": "|w| x activation", "magnitude": "|w|", "activation": "activation"}
     for heading in ("tenth", *headings.values()):
@@ -164,7 +164,7 @@ def _print_deciles(table: Any) -> None:
     for decile in shares.index:
         cells = [f"{100 * shares.loc[decile, by]:.2f} ({ratios.loc[decile, by]:.2f})" for by in headings]
         grid.add_row(str(decile), *cells)
-    Console(highlight=False).print(grid)
+    Console(highlight=False, width=max(TABLE_WIDTH, Console().width)).print(grid)
     total = found[found["by"] == "wanda"]
     n_zero_modes, n_weights = round(total["n_zero_modes"].sum()), total["n_weights"].sum()
     typer.echo(f"projections: {n_zero_modes:,} of {n_weights:,} weights ({100 * n_zero_modes / n_weights:.2f} %)")

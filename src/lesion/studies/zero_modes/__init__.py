@@ -3,5 +3,6 @@
 from lesion.studies.zero_modes.diff import diff
 from lesion.studies.zero_modes.dynamics import dynamics
 from lesion.studies.zero_modes.overlap import overlap
+from lesion.studies.zero_modes.wanda import wanda
 
-__all__ = ["diff", "dynamics", "overlap"]
+__all__ = ["diff", "dynamics", "overlap", "wanda"]

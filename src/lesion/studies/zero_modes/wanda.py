@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from lesion.anatomy import Anatomy, Loading, refuse_packed
 from lesion.anatomy.wording import some
@@ -79,7 +78,8 @@ def wanda(
     read_choice(executor)
     loading, reading = loading or Loading(), reading or Reading()
     sets = Masks.load(masks)
-    checkpoint = open_checkpoint(str(model), allow_pickle=loading.allow_pickle)
+    verify = sets.metadata.get("tuned", "").startswith("whole:")  # a fingerprint of the same kind can be compared
+    checkpoint = open_checkpoint(str(model), allow_pickle=loading.allow_pickle, verify=verify)
     counterparts = _counterparts(sets, checkpoint)
     opened = open_model(model, loading=loading)
     refuse_packed(opened.anatomy, "Wanda's score")
@@ -201,6 +201,8 @@ def projections(anatomy: Anatomy, tensors: Counterparts) -> tuple[list[Projectio
 
 
 def _projection(anatomy: Anatomy, name: str, tensor: Stored, path: str) -> Projection:
+    from transformers.pytorch_utils import Conv1D  # here, so that comparing files does not wait for transformers
+
     layer, component = place(name)
     assert layer is not None
     module = dict(anatomy.blocks[layer].named_modules()).get(path) if layer < anatomy.n_layers else None
