@@ -42,6 +42,8 @@ def test_overlap() -> None:
     assert "A = first, B = run-two" in said
     assert "A = run-two, B = run-three" in said
     assert "in all 3 masks, projections" in said
+    assert "report: shared/report.html" in said
+    assert Path("shared/report.html").is_file()
     table = pd.read_parquet("shared/tables/zero_modes_overlap.parquet")
     row = table[(table["component"] == "projections") & (table["b"] == "run-two")].iloc[0]
     line = next(line for line in said.splitlines() if line.startswith("projections"))
@@ -97,6 +99,7 @@ def test_dynamics_in_json_and_quiet() -> None:
     assert code == 0
     found = json.loads(said)
     assert found["n_checkpoints"] == 2
+    assert Path(found["report"]).is_file()
     assert found["note"].startswith("2 checkpoints")
     assert set(found["tables"]) == {"zero_modes_dynamics", "zero_modes_dynamics_uncompared"}
     assert all(Path(path).is_file() for path in found["tables"].values())

@@ -52,6 +52,7 @@ def dynamics(
     """Follow a series of checkpoints: weights that never changed, and those that changed and came back."""
     output = Output(out, False, overwrite, quiet, as_json)
     with errors_in_one_line(debug):
+        from lesion.report import write_report
         from lesion.studies.zero_modes import dynamics
         from lesion.studies.zero_modes.dynamics import note
 
@@ -72,13 +73,15 @@ def dynamics(
                 command=shlex.join(["lesion", *sys.argv[1:]]),
                 on_tensor=on_tensor,
             )
+        assert outcome.path is not None  # a run folder was asked for
+        page = write_report(outcome.path)
     said = note(len(checkpoints) - 1)
-    say(output, outcome, note=said, n_checkpoints=len(checkpoints) - 1)
+    say(output, outcome, report=str(page), note=said, n_checkpoints=len(checkpoints) - 1)
     if output.quiet:
         return
     _print_steps(outcome.tables["zero_modes_dynamics"])
     typer.echo(said)
-    typer.echo(f"masks and tables: {outcome.path}")
+    typer.echo(f"masks, tables and report: {page}")
 
 
 def _print_steps(table: Any) -> None:

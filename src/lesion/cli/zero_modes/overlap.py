@@ -54,6 +54,7 @@ def overlap(
     """Count the zero modes that several pairs share, beside what chance would make them share."""
     output = Output(out, False, overwrite, quiet, as_json)
     with errors_in_one_line(debug):
+        from lesion.report import write_report
         from lesion.studies.zero_modes import overlap
 
         with output.console.status("counting") as status:
@@ -72,7 +73,9 @@ def overlap(
                 command=shlex.join(["lesion", *sys.argv[1:]]),
                 on_tensor=on_tensor,
             )
-    say(output, outcome)
+        assert outcome.path is not None  # a run folder was asked for
+        page = write_report(outcome.path)
+    say(output, outcome, report=str(page))
     if output.quiet:
         return
     table: Any = outcome.tables["zero_modes_overlap"]
@@ -80,7 +83,7 @@ def overlap(
         _print_pair(a, b, rows[rows["tensor"].isna()])
     if "zero_modes_overlap_all" in outcome.tables:
         _print_all(outcome.tables["zero_modes_overlap_all"])
-    typer.echo(f"tables: {outcome.path}")
+    typer.echo(f"report: {page}")
 
 
 def _print_pair(a: str, b: str, sums: Any) -> None:
