@@ -155,11 +155,16 @@ def test_rounding_makes_zero_modes_here_as_in_a_pair(tensors: list[dict[str, Ten
     folders = [write(tmp_path / f"step-{step}", own) for step, own in enumerate(series)]
     pair = diff(folders[0], folders[2], options=Options(cast="bf16")).tables["zero_modes_summary"].iloc[-1]
     for cast, n_zero_modes in (("bf16", pair["n_zero_modes"]), (None, 0)):
-        table = dynamics(folders, cast=cast).tables["zero_modes_dynamics"]  # type: ignore[arg-type]
+        outcome = dynamics(folders, cast=cast)  # type: ignore[arg-type]
+        table = outcome.tables["zero_modes_dynamics"]
         assert table.iloc[-1]["component"] == "projections"
         assert table.iloc[-1]["n_zero_modes"] == n_zero_modes
     assert pair["n_zero_modes"] > 0
     assert table["share_came_back"].isna().all()
+    n_tensors = len(series[0])
+    assert outcome.warnings == [
+        f"{n_tensors} tensors have no zero modes at a checkpoint: their share_came_back is NaN there"
+    ]
 
 
 def test_bad_series(folders: list[str], tmp_path: Path) -> None:

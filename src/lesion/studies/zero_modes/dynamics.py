@@ -148,4 +148,6 @@ def _warnings(found: following.Dynamics, names: Sequence[str], cast: str | None)
             f"{len({row.tensor for row in found.absent})} tensors are not in all checkpoints with one shape; "
             "the table zero_modes_dynamics_uncompared names them"
         )
+    if without := {row.tensor for row in found.rows if row.n_weights and not row.n_zero_modes}:
+        lines.append(f"{len(without)} tensors have no zero modes at a checkpoint: their share_came_back is NaN there")
     return lines
