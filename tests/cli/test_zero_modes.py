@@ -56,9 +56,46 @@ def test_json(pair: None) -> None:
     assert 0 < json.loads(said)["n_weights_set"] < json.loads(said)["n_in_scope"]
 
 
+def order(name: str) -> tuple[int, int]:
+    layer, component = name.split("/")
+    return int(layer), ["q", "k", "v", "o", "gate", "up", "down"].index(component)
+
+
+def test_looking(pair: None) -> None:
+    wish = ("--look", "1/k,0/gate", "--look", "component:o")
+    code, said, _ = run("diff", "base", "tuned", "--out", "run", *wish, "--json")
+    assert code == 0
+    assert {"zero_modes_spectra", "zero_modes_neurons_top", "zero_modes_images"} <= json.loads(said)["tables"].keys()
+    manifest = json.loads(Path("run/run.json").read_text())
+    n_layers = json.loads(Path("tuned/config.json").read_text())["num_hidden_layers"]
+    expected = ["1/k", "0/gate", *(f"{layer}/o" for layer in range(n_layers))]
+    assert manifest["looked_at"] == sorted(expected, key=order)
+    assert "pictures" in manifest["arrays"]
+    code, _, said = run("diff", "base", "tuned", "--out", "run", *wish)
+    assert code == 0
+    assert "complete already" in said
+    code, _, said = run("diff", "base", "tuned", "--out", "run")
+    assert code == 2
+    assert "look" in said
+
+
+def test_looking_is_the_default_and_can_be_left_out(pair: None) -> None:
+    assert run("diff", "base", "tuned", "--out", "run")[0] == 0
+    assert {"0/q", "0/gate", "1/down"} <= set(json.loads(Path("run/run.json").read_text())["looked_at"])
+    code, said, _ = run("diff", "base", "tuned", "--out", "bare", "--look", "none", "--json")
+    assert code == 0
+    assert "zero_modes" in json.loads(said)["tables"]
+    assert "zero_modes_spectra" not in json.loads(said)["tables"]
+    assert "pictures" not in json.loads(Path("bare/run.json").read_text())["arrays"]
+
+
 @pytest.mark.parametrize(("arguments", "says"), [
     (["diff", "base", "base"], "same files"),
     (["diff", "base", "nowhere/at/all"], "nowhere"),
+    (["diff", "base", "tuned", "--out", "x", "--look", "99/k"], "no layer 99"),
+    (["diff", "base", "tuned", "--out", "x", "--look", "heads"], "is no scope"),
+    (["diff", "base", "tuned", "--out", "x", "--look", "none,1/k"], "excludes"),
+    (["diff", "base", "tuned", "--out", "x", "--look", "component:norm"], "no projection matrix"),
     (["apply", "tuned", "nothing", "--out", "x"], "no masks"),
     (["apply", "tuned", "masks", "--out", "x", "--scope", "layer:99"], "layer"),
     (["apply", "tuned", "masks", "--out", "x", "--kind", "random"], "seed"),

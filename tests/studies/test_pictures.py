@@ -356,10 +356,12 @@ def test_chosen_matrices(tmp_path: Path) -> None:
 def test_of_experts_auto_looks_at_one_and_says_so(tmp_path: Path) -> None:
     base, tuned = (open_checkpoint(side) for side in save_pair(tmp_path, "mixtral"))
     found = plan(("auto",), tuned, base)
-    experts = [part for part in found.parts if "experts" in part.tensor]
-    assert len({part.name for part in found.parts}) == len(found.parts)
-    assert bool(experts) == any("experts" in line for line in found.warnings)
-    assert len(plan(("all",), tuned, base).parts) >= len(found.parts)
+    assert len({part.name for part in found.parts}) == len(found.parts) == 3 * 6
+    assert all("experts.0." in part.tensor for part in found.parts if part.component in ("gate", "down"))
+    assert any("leaves out 18 matrices" in line for line in found.warnings)  # 3 blocks, 3 other experts, gate and down
+    gates = plan(("layer:0/gate",), tuned, base)
+    assert len(gates.parts) == 4
+    assert gates.warnings == ()
 
 
 # ---------------------------------------------------------------- the run

@@ -153,7 +153,8 @@ def _plan(look: tuple[str, ...], tuned: Checkpoint, config: Path) -> Plan:
         experts = [part for part in chosen if first[part.name] != part.tensor]
         if experts:
             warnings.append(
-                f"--look auto leaves out {len(experts)} matrices of experts but the first; --look names them"
+                f"--look auto takes the first expert of a block and leaves out {len(experts)} matrices of the others; "
+                f"--look {experts[0].name} takes all"
             )
             chosen = [part for part in chosen if part not in experts]
     if any(part.component == "qkv" for part in chosen):
