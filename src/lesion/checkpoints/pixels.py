@@ -27,7 +27,8 @@ def shares(ones: Bool[Tensor, "rows columns"], largest: int = LARGEST) -> NDArra
     """The share of ones in each cell of a grid; a matrix that is no larger than the grid is itself.
 
     Averaging keeps what a matrix looks like from afar; leaving rows out would draw patterns that it does not have.
-    Cells differ by a row or a column where the grid does not divide the matrix.
+    All cells have one size but the last, which may be smaller: cells that differ by a row or a column draw patterns,
+    too.
     """
     entries = ones.numpy().view(np.uint8)
     rows, columns = (_edges(size, largest) for size in entries.shape)
@@ -46,6 +47,6 @@ def grey(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.ui
 
 def _edges(size: int, largest: int) -> NDArray[np.int64]:
     """Where cells begin, and where the last one ends."""
-    n_cells = min(size, largest)
-    found: NDArray[np.int64] = np.arange(n_cells + 1) * size // n_cells
+    step = -(-size // largest)
+    found: NDArray[np.int64] = np.append(np.arange(0, size, step), size)
     return found
