@@ -177,7 +177,7 @@ def test_bad_series(folders: list[str], tmp_path: Path) -> None:
         dynamics([*folders, str(tmp_path / "final")], out=tmp_path / "run")
     bert = write(tmp_path / "bert", random_tensors(9), config={"model_type": "bert"})
     with pytest.raises(InputError, match="only checkpoints of one architecture"):
-        dynamics([*folders, bert])
+        dynamics([*folders, bert], out=tmp_path / "run")
     with pytest.raises(ModelError, match="no model folder"):
         dynamics([*folders, str(tmp_path / "nowhere")])
     assert not (tmp_path / "run").exists()

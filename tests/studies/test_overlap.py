@@ -287,7 +287,10 @@ def test_bad_input(runs: list[str], tmp_path: Path) -> None:
     folders = [write(tmp_path / f"far-{n}", {"h.0.mlp.c_fc.weight": torch.full((3, 3), float(n))}) for n in (1, 2)]
     diff(*folders, out=tmp_path / "far")
     with pytest.raises(InputError, match="no tensor of the same name and shape"):
-        overlap([runs[0], tmp_path / "far"])
+        overlap([runs[0], tmp_path / "far"], out=tmp_path / "run")
+    with pytest.raises(InputError, match="not of one architecture"):
+        overlap(runs, weights=folders[0], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_zero_modes_at_all(runs: list[str], tensors: dict[str, dict[str, Tensor]], tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def dynamics(
 
 
 def refuse_no_series(checkpoints: Sequence[Checkpoint]) -> None:
-    """Raises InputError where there are fewer than three checkpoints, or where two are one."""
+    """Raises InputError: fewer than three checkpoints, two that are one, two architectures, no tensor in all."""
     if len(checkpoints) < 3:
         raise InputError(
             f"a series has a start and at least two later checkpoints; {len(checkpoints)} given "
@@ -145,6 +145,7 @@ def refuse_no_series(checkpoints: Sequence[Checkpoint]) -> None:
         )
     for one, other in combinations(checkpoints, 2):
         refuse_the_same(one, other)
+    _series(checkpoints[-1], [align(one, checkpoints[-1]) for one in checkpoints[:-1]])
 
 
 def _series(last: Checkpoint, alignments: Sequence[Alignment]) -> list[_Series]:

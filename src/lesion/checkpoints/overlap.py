@@ -192,6 +192,13 @@ def overlap(
     return Overlap(tuple(in_order), tuple(together), tuple(uncompared), tuple(without))
 
 
+def refuse_unlike(masks: Mapping[str, Masks], weights: Checkpoint | None) -> None:
+    """Raises InputError where two masks have no tensor in common, or the weights are of another architecture."""
+    keys = _by_key(list(masks.values()))
+    _uncompared(masks, keys)
+    _readers(weights, list(_groups(list(masks.values()), keys)))
+
+
 def by_chance(n_weights: NDArray[np.int64], n_a: NDArray[np.int64], n_b: NDArray[np.int64]) -> tuple[Amounts, Amounts]:
     """Mean and variance of |A ∩ B| where B is as large as it is and any set of that size is as likely as another.
 

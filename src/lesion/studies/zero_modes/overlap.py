@@ -98,6 +98,7 @@ def overlap(
     """
     given = _opened(masks)
     job = _Job(given, states([one.file for one in given]), _weights(given, weights, allow_pickle))
+    counting.refuse_unlike({one.name: one.masks for one in given}, job.weights.checkpoint)
     if out is None:
         return Outcome(*job.done(on_tensor))
     sha256 = [file_digest(one.file) for one in given]
