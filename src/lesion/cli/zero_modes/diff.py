@@ -42,8 +42,8 @@ def diff(
         list[str] | None,
         typer.Option(
             help="Matrices whose spectra, pictures and neurons are worked out, with controls: auto (the default: "
-            "attention, gate and down of blocks 0, 1 and the last; 40 to 60 s for a 7B pair), none, all, 1/k, layer:3, "
-            "component:gate; several with commas."
+            "attention, gate and down of blocks 0, 1 and the last; about a minute for a 7B pair), none, all, 1/k, "
+            "layer:3, component:gate; several with commas."
         ),
     ] = None,
     seed: Annotated[

@@ -220,6 +220,7 @@ class _Matrix:
             if of not in pictures:
                 pictures[of] = shares(ones)
             del ones  # before the next is drawn
+            give_back()
         self._draw(pictures)
         if self._part.component in HEADS:
             self._spectra(taken)
