@@ -232,7 +232,14 @@ def _in_order(
     scratches = _Scratches()
     try:
         for pair in found.pairs:
-            work = partial(_job, pair, compared_as(pair, options.cast), options, _sample(pair, options), scratches)
+            work = partial(
+                _job,
+                pair,
+                compared_as(pair.base.dtype, pair.tuned.dtype, options.cast),
+                options,
+                _sample(pair, options),
+                scratches,
+            )
             for start in range(0, max(math.prod(pair.shape), 1), JOB):
                 waiting.append((pair, pool.submit(work, start)))
                 if len(waiting) > ahead:
@@ -246,13 +253,13 @@ def _in_order(
             future.cancel()
 
 
-def compared_as(pair: Pair, cast: str | None = None) -> torch.dtype:
+def compared_as(base: torch.dtype, tuned: torch.dtype, cast: str | None = None) -> torch.dtype:
     """The type in which two tensors are compared: the stored one, or one that holds both exactly."""
     if cast == "bf16":
         return torch.bfloat16
-    if pair.base.dtype == pair.tuned.dtype:
-        return pair.tuned.dtype
-    return torch.float64 if torch.float64 in (pair.base.dtype, pair.tuned.dtype) else torch.float32
+    if base == tuned:
+        return tuned
+    return torch.float64 if torch.float64 in (base, tuned) else torch.float32
 
 
 def _sample(pair: Pair, options: Options) -> NDArray[np.int64]:
@@ -420,9 +427,9 @@ def _row(pair: Pair, total: _Counts, moved: NDArray[np.uint64], options: Options
         n_both_zero=total.both_zero,
         n_signed_zero=total.signed_zero,
         n_nan=total.nan,
-        dtype_base=_word(pair.base.dtype),
-        dtype_tuned=_word(pair.tuned.dtype),
-        compared_as=_word(compared_as(pair, options.cast)),
+        dtype_base=word(pair.base.dtype),
+        dtype_tuned=word(pair.tuned.dtype),
+        compared_as=word(compared_as(pair.base.dtype, pair.tuned.dtype, options.cast)),
         mean_abs=mean,
         rms=math.sqrt(_over(total.squares, known)),
         mean_abs_zero_modes_over_matrix=_over(mean_zero_modes, mean),
@@ -448,5 +455,6 @@ def _over(amount: float | int, of: float | int) -> float:
     return amount / of if of else math.nan
 
 
-def _word(kind: torch.dtype) -> str:
+def word(kind: torch.dtype) -> str:
+    """A type as tables name it."""
     return str(kind).removeprefix("torch.")

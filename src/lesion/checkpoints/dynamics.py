@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from lesion.checkpoints.align import Alignment, Rows, align
-from lesion.checkpoints.compare import CHUNK, converted
+from lesion.checkpoints.compare import CHUNK, compared_as, converted, word
 from lesion.checkpoints.components import place
 from lesion.checkpoints.masks import DERIVED, MaskWriter, Packed
 from lesion.checkpoints.opened import Bits, Checkpoint, Stored, refuse_the_same
@@ -228,7 +228,7 @@ def _looked_at(
     in_type: dict[torch.dtype, Bits] = {}
     same, always = np.ones(stop - start, np.bool_), np.ones(stop - start, np.bool_)
     for step, reader in enumerate(one.readers[1:]):
-        kind = common_type(first.dtype, reader.dtype, cast)
+        kind = compared_as(first.dtype, reader.dtype, cast)
         if kind not in in_type:
             in_type[kind] = converted(begun, first.dtype, kind)
         np.equal(in_type[kind], converted(reader.read(start, stop), reader.dtype, kind), out=same)
@@ -238,23 +238,10 @@ def _looked_at(
     return np.packbits(same, bitorder="little"), np.packbits(always, bitorder="little")
 
 
-def common_type(first: torch.dtype, second: torch.dtype, cast: str | None) -> torch.dtype:
-    """The type in which two checkpoints are compared: as `compare.compared_as`, of types."""
-    if cast == "bf16":
-        return torch.bfloat16
-    if first == second:
-        return first
-    return torch.float64 if torch.float64 in (first, second) else torch.float32
-
-
 def _mixed(one: _Series, cast: str | None) -> list[tuple[int, str, str, str]]:
     first = one.readers[0].dtype
     return [
-        (step, _word(first), _word(reader.dtype), _word(common_type(first, reader.dtype, cast)))
+        (step, word(first), word(reader.dtype), word(compared_as(first, reader.dtype, cast)))
         for step, reader in enumerate(one.readers)
         if reader.dtype != first
     ]
-
-
-def _word(kind: torch.dtype) -> str:
-    return str(kind).removeprefix("torch.")
