@@ -470,6 +470,15 @@ def test_a_configuration_that_names_no_family(tmp_path: Path) -> None:
         looked(pair, tmp_path / "third", "0/q")
 
 
+def test_a_folder_without_a_configuration_has_that_of_the_base(llama: tuple[str, str], tmp_path: Path) -> None:
+    (Path(llama[1]) / "config.json").unlink()
+    found = looked(llama, tmp_path / "run", "0/q").tables["zero_modes_harmonics"]
+    assert set(found["fundamental"]) == {8}
+    (Path(llama[0]) / "config.json").unlink()
+    with pytest.raises(ModelError, match="neither model_type nor"):
+        looked(llama, tmp_path / "other", "0/q")
+
+
 def test_heads_that_do_not_fit_are_said(llama: tuple[str, str], tmp_path: Path) -> None:
     path = Path(llama[1]) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_key_value_heads": 3}))

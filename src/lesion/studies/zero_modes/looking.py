@@ -118,8 +118,9 @@ def parse_look(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def plan(look: Sequence[str], tuned: Checkpoint, base: Checkpoint) -> Plan:
-    """Which matrices of TUNED `look` (see `parse_look`) means; an adapter, which has no config.json, has BASE's.
+    """Which matrices of TUNED `look` (see `parse_look`) means.
 
+    Heads are those of its config.json; a folder without one, as an adapter's is, has BASE's.
     Where nothing was asked for but `auto`, a checkpoint of which heads or layout are not known is not looked at,
     with a warning.
 
@@ -129,19 +130,19 @@ def plan(look: Sequence[str], tuned: Checkpoint, base: Checkpoint) -> Plan:
     """
     if not look:
         return Plan()
-    has_config = next((side for side in (tuned, base) if (side.folder / "config.json").is_file()), tuned)
+    configured = next((side for side in (tuned, base) if (side.folder / "config.json").is_file()), tuned)
     try:
-        return _plan(tuple(look), tuned, has_config.folder)
+        return _plan(tuple(look), tuned, configured)
     except ModelError as error:
         if tuple(look) != ("auto",):
             raise
         return Plan(look=tuple(look), warnings=(f"no spectra, pictures or neurons (--look): {error}",))
 
 
-def _plan(look: tuple[str, ...], tuned: Checkpoint, config: Path) -> Plan:
+def _plan(look: tuple[str, ...], tuned: Checkpoint, configured: Checkpoint) -> Plan:
     shapes = {name: tensor.shape for name, tensor in tuned.tensors.items()}
-    heads, rotary = _layout(config, shapes, tuned.model_type)
-    structure = Structure(shapes, lambda: heads, tuned.model_type or "this model")
+    heads, rotary = _layout(configured.folder, shapes, configured.model_type)
+    structure = Structure(shapes, lambda: heads, configured.model_type or "this model")
     everything = _parts(structure)
     chosen = [part for part in everything if any(_means(word, part, structure) for word in look)]
     for word in look:
