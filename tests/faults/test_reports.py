@@ -4,9 +4,13 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pandas as pd
+import pytest
+
 from lesion.report import write_report
 from tests.report.conftest import make_run
 from tests.report.report_runs import MakeRun
+from tests.report.zero_modes_runs import make_all, rewritten
 
 __all__ = ["make_run"]
 
@@ -72,3 +76,57 @@ def test_a_run_that_failed_over_a_hostile_tensor_name(make_run: MakeRun, tmp_pat
     run = make_run(status="failed", reason="ModelError: no place for: a\0<script>alert(1)</script>\x1b[2J")
     page = write_report(run, out=tmp_path / "page.html").read_text()
     assert "no place for: a\ufffd&lt;script&gt;alert(1)&lt;/script&gt;\ufffd[2J" in page
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_all(tmp_path_factory.mktemp("runs"))
+
+
+def refuse_hostile(page: str, run: Path) -> None:
+    shown = visible(page)
+    assert not re.search(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069]", page)
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<img" not in page
+    assert page.count("<script>") == page.count("</body>") == 1
+    assert shown.count("</title>") == len(re.findall("<title>", shown))
+    for path in (run / "figures").glob("*.svg"):
+        ElementTree.fromstring(path.read_text(encoding="utf-8"))
+    assert all(path.parent == run / "figures" for path in (run / "figures").rglob("*"))
+
+
+def test_hostile_names_of_masks_and_tensors(runs: dict[str, Path], tmp_path: Path) -> None:
+    """The names of masks label rows, columns and files of figures; those of tensors are in tables."""
+    names = list(HOSTILE.values())
+
+    def renamed(table: pd.DataFrame) -> pd.DataFrame:
+        known = {name: names[k] for k, name in enumerate(dict.fromkeys([*table["a"], *table["b"]]))}
+        tensors = table["tensor"].where(table["tensor"].isna(), names[0] + "/../../x")
+        return table.assign(a=table["a"].map(known), b=table["b"].map(known), tensor=tensors)
+
+    run = rewritten(runs["overlap"], tmp_path / "run", {"zero_modes_overlap": renamed}, warnings=names)
+    refuse_hostile(write_report(run).read_bytes().decode("utf-8"), run)
+
+
+@pytest.mark.parametrize("study", ["diff", "dynamics"])
+def test_hostile_names_of_checkpoints(runs: dict[str, Path], tmp_path: Path, study: str) -> None:
+    joined = " ".join(HOSTILE.values())
+    checkpoint = {"name": joined, "called": joined, "fingerprint": joined, "model_type": joined}
+    fields = {"base": checkpoint, "tuned": checkpoint, "checkpoints": [checkpoint] * 4, "looked_at": [joined]}
+    run = rewritten(runs[study], tmp_path / "run", command=joined, note=joined, warnings=[joined], **fields)
+    refuse_hostile(write_report(run).read_bytes().decode("utf-8"), run)
+
+
+def test_components_that_lesion_does_not_know_name_no_file(runs: dict[str, Path], tmp_path: Path) -> None:
+    """A table that somebody edited: figures are only of components that are known."""
+
+    def odd(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(component=table["component"].astype(str).replace("q", "../../<b>q"))
+
+    tables = [f"zero_modes{end}" for end in ("", "_spectra_2d", "_spectra", "_images", "_harmonics")]
+    run = rewritten(runs["diff"], tmp_path / "run", dict.fromkeys(tables, odd))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "<b>q" not in page
+    assert not list(tmp_path.glob("*.svg"))
+    assert not [path for path in (run / "figures").iterdir() if not re.fullmatch(r"[a-z0-9_]+\.(svg|png)", path.name)]

@@ -9,6 +9,7 @@ import pytest
 
 from lesion.report import write_report
 from tests.report.report_runs import MakeRun
+from tests.report.zero_modes_runs import make_all, rewritten
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OPTIONS = [
@@ -44,3 +45,20 @@ def test_the_policy_blocks_what_is_put_into_the_page_afterwards(make_run: MakeRu
     document, console = browse(page)
     assert "<title>injected" not in document
     assert sum("Content Security Policy" in line for line in console) == 2
+
+
+def test_heat_maps_and_images_are_shown_under_the_policy(tmp_path: Path) -> None:
+    """Images are data of the page itself; the browser has nothing to say, and each of them has its size."""
+    run = make_all(tmp_path / "runs")["diff"]
+    page = write_report(run)
+    assert page.read_text().count("data:image/png;base64,") >= 12
+    document, console = browse(page)
+    assert console == []
+    assert document.count("<image ") >= 12
+    blocked = tmp_path / "blocked.html"
+    blocked.write_text(page.read_text().replace("img-src data:", "img-src &#39;none&#39;"))
+    assert any("Content Security Policy" in line for line in browse(blocked)[1])  # so that silence means shown
+    copy = rewritten(run, tmp_path / "copy", tuned={"name": HOSTILE, "fingerprint": "ab"})
+    document, console = browse(write_report(copy))
+    assert console == []
+    assert "<title>injected" not in document

@@ -205,6 +205,11 @@ def test_odd_lines_are_drawn(tmp_path: Path, y: list[float]) -> None:
         write_files(figure(Curves("t", (line,), "x", scale="log", log_x=log_x)), tmp_path)
 
 
+def test_numbers_that_are_all_tiny_have_powers_of_ten() -> None:
+    root = elements(heat([[0.0, 4.77e-5], [9.5e-5, math.nan]]))
+    assert {"0", "4.8·10⁻⁵", "9.5·10⁻⁵"} <= {text.split(": ")[1] for text in cells(root) if "nothing" not in text}
+
+
 def test_ticks_of_a_logarithm() -> None:
     assert [tick(value) for value in (0.03, 0.01, 1.0, 3000.0)] == ["0.03", "0.01", "1", "3000"]
     assert [tick(value) for value in (1e-3, 3e-4, 1e5)] == ["10⁻³", "3·10⁻⁴", "10⁵"]

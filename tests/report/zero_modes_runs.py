@@ -19,6 +19,7 @@ from lesion.studies.zero_modes.wanda import wanda
 from tests.conftest import SENTENCES
 from tests.support import save_tiny_folder
 
+LOOK = ["layer:0/q", "layer:1/k", "layer:1/v", "layer:0/o", "layer:0/gate", "layer:1/down"]
 Tables = Mapping[str, Callable[[pd.DataFrame], pd.DataFrame] | None]
 
 
@@ -40,7 +41,7 @@ def make_all(folder: Path) -> dict[str, Path]:
     series = [moved(base, folder / f"tuned-{seed}", seed) for seed in (1, 2, 3)]
     masks = [folder / f"pair-{seed}" for seed in (1, 2, 3)]
     for tuned, out in zip(series, masks, strict=True):
-        look = ["auto"] if out == masks[0] else []
+        look = LOOK if out == masks[0] else []
         diff(str(base), str(tuned), options=Options(ulps=50), look=look, out=out)
     overlap(masks, out=folder / "overlap")
     dynamics([str(base), *map(str, series)], out=folder / "dynamics")

@@ -13,7 +13,7 @@ from lesion.report.numbers import Measure, decimals, measured, number
 LONGEST_TEXT = 200
 """Characters of a cell that is no number; the table in `tables/` has them all."""
 UNITS = ("nats", "bits")
-WORDS = {"kl": "KL", "top1": "top-1", "mlp": "MLP"}
+WORDS = {"kl": "KL", "top1": "top-1", "mlp": "MLP", "nan": "NaN"}
 
 
 class Cell(NamedTuple):

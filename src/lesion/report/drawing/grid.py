@@ -9,12 +9,14 @@ from matplotlib.patches import Rectangle
 
 from lesion.report import axes as decisions
 from lesion.report.content import FigureSpec, Grid
-from lesion.report.drawing.style import BOTTOM, PANEL, TOP, Box, add_axes, clean, inches_wide, plain, set_title
+from lesion.report.drawing.style import BOTTOM, PANEL, TOP, Box, add_axes, clean, inches_wide, plain, set_title, tick
 from lesion.report.numbers import decimals, number
 from lesion.report.palette import ROLES, STEPS
 
 CELL = 0.21
 """Height of a cell, in inches."""
+TINY = 1e-3
+"""Where all numbers are below it they are written with powers of ten."""
 ROOMY = 0.33
 """Width of a cell, in inches, that holds a number of three digits."""
 CHARACTER = 0.64
@@ -23,6 +25,8 @@ SIZES = (7.0, 6.5, 6.0)
 """Sizes of the numbers in cells, in points; where none fits there are no numbers, and hovering says them."""
 BAR = (0.1, 0.11, 0.42)
 """Colour bar, in inches: its distance from the cells, its width, and the room for its numbers."""
+MANY = 40
+"""Above so many columns the lines between cells are finer."""
 LONGEST = 18
 """Characters of a row's or a column's name."""
 CHARACTER_WIDE = 0.072
@@ -49,8 +53,13 @@ def draw(figure: Figure, box: Box, panel: Grid, spec: FigureSpec) -> None:
     axes.set_ylim(len(panel.rows), 0)
     _label(axes, panel)
     low, high = scale(panel)
-    for row, column in np.ndindex(panel.values.shape):
-        _cell(axes, panel, row, column, step_of(float(panel.values[row, column]), low, high, is_log))
+    words = said(panel)
+    fitting, line = _font_size(axes, panel, words), 0.6 if len(panel.columns) <= MANY else 0.2
+    for place, value in np.ndenumerate(panel.values):
+        step = step_of(float(value), low, high, is_log)
+        _fill(axes, place, step, line)
+        if step is not None and fitting is not None:
+            _write(axes, place, str(words[place]), step, fitting)
     if math.isfinite(low):
         _bar(figure, axes, panel, is_log)
 
@@ -78,12 +87,13 @@ def _longest(names: tuple[str, ...]) -> int:
 def hover(panel: Grid, spec: FigureSpec) -> dict[str, list[str]]:
     """What each cell says, by its identifier."""
     unit = f" {panel.unit}" if panel.unit else ""
+    words, columns = said(panel), [clean(name) for name in panel.columns]
+    front = f"{panel.x_label} " if panel.x_label else ""
     return {
         f"cell-{row}-{column}": [
-            f"{clean(panel.rows[row])}, {f'{panel.x_label} ' if panel.x_label else ''}{clean(panel.columns[column])}: "
-            + (f"{shown(float(value), panel)}{unit}" if math.isfinite(value) else "nothing")
+            f"{clean(panel.rows[row])}, {front}{columns[column]}: {text + unit if text else 'nothing'}"
         ]
-        for (row, column), value in np.ndenumerate(panel.values)
+        for (row, column), text in np.ndenumerate(words)
     }
 
 
@@ -108,11 +118,17 @@ def step_of(value: float, low: float, high: float, is_log: bool) -> int | None:
     return min(STEPS - 1, max(0, int(STEPS * share)))
 
 
-def shown(value: float, panel: Grid) -> str:
-    """A cell's number: to three digits of the largest, whole where all are."""
+def said(panel: Grid) -> np.ndarray:
+    """The numbers as they are written: to three digits of the largest, whole where all are; empty for NaN."""
     found = np.abs(panel.values[np.isfinite(panel.values)])
-    whole = bool((found == np.rint(found)).all())
-    return number(value, 0 if whole else max(0, decimals(float(found.max())) - 1))
+    largest, whole = float(found.max(initial=0.0)), bool((found == np.rint(found)).all())
+    places = 0 if whole else max(0, decimals(largest) - 1)
+    words = np.full(panel.values.shape, "", dtype=object)
+    for place, value in np.ndenumerate(panel.values):
+        if math.isfinite(value):
+            tiny = 0 < largest < TINY and value != 0
+            words[place] = tick(float(f"{value:.2g}")) if tiny else number(float(value), 0 if value == 0 else places)
+    return words
 
 
 def _label(axes: Axes, panel: Grid) -> None:
@@ -129,31 +145,27 @@ def _label(axes: Axes, panel: Grid) -> None:
     axes.set_ylabel(panel.y_label, labelpad=3)
 
 
-def _cell(axes: Axes, panel: Grid, row: int, column: int, step: int | None) -> None:
+def _fill(axes: Axes, place: tuple[int, ...], step: int | None, line: float) -> None:
+    row, column = place
     page = ROLES["page"].light
     colour = page if step is None else ROLES[f"heat_{step}"].light
-    patch = Rectangle((column, row), 1, 1, facecolor=colour, edgecolor=page, linewidth=0.6 if _is_roomy(panel) else 0.2)
+    patch = Rectangle((column, row), 1, 1, facecolor=colour, edgecolor=page, linewidth=line)
     patch.set_gid(f"cell-{row}-{column}")
     axes.add_patch(patch)
     if step is None:
         axes.plot([column + 0.3, column + 0.7], [row + 0.7, row + 0.3], color=ROLES["rule"].light, linewidth=0.8)
-        return
-    fitting = _font_size(axes, panel)
-    if fitting is not None:
-        role = "cell_low" if step < STEPS // 2 else "cell_high"
-        text, colour = shown(float(panel.values[row, column]), panel), ROLES[role].light
-        axes.text(column + 0.5, row + 0.53, text, ha="center", va="center", fontsize=fitting, color=colour, zorder=5)
 
 
-def _is_roomy(panel: Grid) -> bool:
-    return len(panel.columns) <= 40
+def _write(axes: Axes, place: tuple[int, ...], text: str, step: int, fitting: float) -> None:
+    row, column = place
+    colour = ROLES["cell_low" if step < STEPS // 2 else "cell_high"].light
+    axes.text(column + 0.5, row + 0.53, text, ha="center", va="center", fontsize=fitting, color=colour, zorder=5)
 
 
-def _font_size(axes: Axes, panel: Grid) -> float | None:
+def _font_size(axes: Axes, panel: Grid, words: np.ndarray) -> float | None:
     """The largest size at which the longest number fits a cell."""
-    found = panel.values[np.isfinite(panel.values)]
-    longest = max(len(shown(float(value), panel)) for value in found)
-    points = 72 * inches_wide(axes) / len(panel.columns)
+    longest = max([len(text) for text in words.flat], default=0)
+    points = 72 * inches_wide(axes) / max(len(panel.columns), 1)
     return next((size for size in SIZES if longest * CHARACTER * size + 3 <= points), None)
 
 

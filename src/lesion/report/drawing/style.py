@@ -74,7 +74,7 @@ def add_axes(figure: Figure, box: Box, left: float = LEFT, bottom: float = BOTTO
 def set_title(axes: Axes, title: str, note: str, left: float = TITLE_LEFT) -> None:
     """A title over the axes, beginning `left` inches beside them; a note comes first, on a line of its own."""
     text = f"{clean(note)}\n{title}" if note else title
-    axes.set_title(text, loc="left", x=-left / inches_wide(axes), pad=7, linespacing=1.3)
+    axes.set_title(text, loc="left", x=-left / inches_wide(axes), y=1.0, pad=7, linespacing=1.3)
 
 
 def inches_wide(axes: Axes) -> float:
@@ -90,11 +90,11 @@ def plain(value: float) -> str:
 
 
 def tick(value: float) -> str:
-    """A number on a logarithmic axis: `0.03`, and powers of ten where figures would be many."""
-    exponent = math.floor(math.log10(value) + 1e-9)
+    """A number that is not 0, as on a logarithmic axis: `0.03`, and powers of ten where figures would be many."""
+    exponent = math.floor(math.log10(abs(value)) + 1e-9)
     if -3 < exponent < 5:
-        return f"{value:g}"
-    factor = f"{value / 10.0**exponent:g}"
+        return plain(value)
+    factor = plain(value / 10.0**exponent)
     return ("" if factor == "1" else f"{factor}·") + "10" + str(exponent).translate(SUPERSCRIPTS)
 
 

@@ -129,7 +129,7 @@ def notes(table: pd.DataFrame, manifest: dict[str, Any]) -> Iterator[str]:
 def figures(table: pd.DataFrame, names: list[str], pairs: list[tuple[str, str]]) -> Iterator[FigureSpec]:
     """All masks against each other where there are three or more, then a figure a pair."""
     if len(names) > 2:
-        yield _all_masks(table, names)
+        yield from _all_masks(table, names)
     for index, (a, b) in enumerate(pairs[:PAIRS_DRAWN]):
         inside = projections(of_pair(table, a, b))
         inside = inside[inside["tensor"].notna()]
@@ -137,11 +137,11 @@ def figures(table: pd.DataFrame, names: list[str], pairs: list[tuple[str, str]])
             yield _by_place(inside, a, b, index)
 
 
-def _all_masks(table: pd.DataFrame, names: list[str]) -> FigureSpec:
+def _all_masks(table: pd.DataFrame, names: list[str]) -> Iterator[FigureSpec]:
     titles = {
-        "jaccard": ("Jaccard index (%)", 100, "%"),
-        "over_chance": ("shared, × chance", 1, ""),
-        "over_chance_in_exponents": ("shared, × chance within exponents", 1, ""),
+        "jaccard": ("Jaccard index (%)", 100.0, "%"),
+        "over_chance": ("shared, × chance", 1.0, ""),
+        "over_chance_in_exponents": ("shared, × chance within exponents", 1.0, ""),
     }
     panels = []
     for column, (title, factor, unit) in titles.items():
@@ -152,14 +152,15 @@ def _all_masks(table: pd.DataFrame, names: list[str]) -> FigureSpec:
                 values[i, j] = values[j, i] = factor * float(row[column])
         if np.isfinite(values).any():
             panels.append(Grid(title, tuple(names), tuple(names), values, unit=unit, x_label="", include=0.0))
-    return FigureSpec(
-        "zero_modes_overlap",
-        "Zero modes that pairs of masks share, in all projection matrices inside blocks: Jaccard index, and how many "
-        "times as many as chance gives, among all weights of a tensor and among those of one exponent of |w|.",
-        "Overlap of each pair of masks",
-        tuple(panels),
-        columns=max((size(panel)[0] for panel in panels), default=1) if len(names) > 4 else 3,
-    )
+    if panels:
+        yield FigureSpec(
+            "zero_modes_overlap",
+            "Zero modes that pairs of masks share, in all projection matrices inside blocks: Jaccard index, and how "
+            "many times as many as chance gives, among all weights of a tensor and among those of one exponent of |w|.",
+            "Overlap of each pair of masks",
+            tuple(panels),
+            columns=max(size(panel)[0] for panel in panels) if len(names) > 4 else 3,
+        )
 
 
 def _by_place(inside: pd.DataFrame, a: str, b: str, index: int) -> FigureSpec:

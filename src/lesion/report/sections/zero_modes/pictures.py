@@ -12,7 +12,7 @@ from lesion.report.content import Curve, Curves, FigureSpec, Grid, Mark, Picture
 from lesion.report.drawing.grid import size
 from lesion.report.numbers import count, listed
 from lesion.report.palette import WEIGHTS
-from lesion.report.sections.zero_modes.rows import called, numbers, optional_table, share
+from lesion.report.sections.zero_modes.rows import PROJECTIONS, called, numbers, optional_table, share
 from lesion.results import RunView
 
 ON_PAGE = 4
@@ -67,7 +67,8 @@ class Looked:
         """Tensor, layer and component of each matrix of which there are pictures, in the order of the run."""
         if self.planes is None:
             return []
-        found = self.planes[KEYS].drop_duplicates().itertuples(index=False, name=None)
+        known = self.planes[self.planes["component"].isin(PROJECTIONS)]
+        found = known[KEYS].drop_duplicates().itertuples(index=False, name=None)
         return [(str(tensor), int(layer), str(component)) for tensor, layer, component in found]
 
 

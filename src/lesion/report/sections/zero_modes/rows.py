@@ -9,7 +9,7 @@ import pandas as pd
 
 from lesion.errors import RunFolderError
 from lesion.report.content import Grid
-from lesion.report.drawing.style import clean
+from lesion.report.drawing.style import clean, tick
 from lesion.report.numbers import decimals, listed, number
 from lesion.report.palette import DOMAIN_MARKERS
 from lesion.results import RunView
@@ -24,6 +24,8 @@ NAMES = {
     "o": "W_O",
 }
 """Components as the paper calls them; the others go by their own names."""
+TINY = 1e-3
+"""Below it a number is written with a power of ten."""
 LONGEST = 100
 """Characters of a name that a sentence shows."""
 
@@ -123,6 +125,8 @@ def heat(title: str, table: pd.DataFrame, measure: Any, **more: Any) -> Grid:
 def significant(value: float) -> str:
     """A number to three digits; a whole one without decimals."""
     value = float(value)
+    if 0 < abs(value) < TINY:
+        return tick(float(f"{value:.3g}"))
     return number(value, 0 if value.is_integer() else max(0, decimals(value) - 1))
 
 

@@ -122,7 +122,7 @@ def figures(table: pd.DataFrame, neurons: pd.DataFrame | None) -> Iterator[Figur
     """Tenths in all projections, by component, by layer; and neurons."""
     found = sums(table, "projections", "wanda")
     mean = 100 * ratio(found, "n_zero_modes", "n_weights")
-    lines = tuple(_line(sums(table, "projections", by), "fraction", 100, *BY[by]) for by in BY)
+    lines = tuple(_line(sums(table, "projections", by), "fraction", 100.0, *BY[by]) for by in BY)
     lines = tuple(line for line in lines if np.isfinite(line.y).any())
     if lines:
         panel = Curves(
@@ -155,7 +155,7 @@ def _line(rows: pd.DataFrame, column: str, factor: float, label: str, role: str,
 def _components(table: pd.DataFrame, by: str) -> Curves:
     components = in_order(list(table["component"]))
     lines = tuple(
-        _line(sums(table, component, by), "over_mean", 1, called(component), *role_and_marker(index))
+        _line(sums(table, component, by), "over_mean", 1.0, called(component), *role_and_marker(index))
         for index, component in enumerate(components)
     )
     title = "share of zero modes (× mean)"
