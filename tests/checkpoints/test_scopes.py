@@ -258,3 +258,18 @@ def test_shared_keys_and_values_are_stated() -> None:
     assert "those of heads 2 to 3, which share them" in str(parse_scope("head:0:3").note(shared))
     assert parse_scope("head:0:3").note(own) is None
     assert parse_scope("layer:0").note(shared) is None
+
+
+def test_gate_and_up_in_one_matrix_are_its_upper_and_lower_half() -> None:
+    name = "model.layers.0.mlp.gate_up_proj.weight"
+    structure = Structure({name: (6, 4)}, lambda: Heads(2, 2), "phi3")
+    gate, up = (taken(structure, f"component:{part}")[name] for part in ("gate", "up"))
+    assert gate[:3].all()
+    assert not gate[3:].any()
+    assert torch.equal(up, ~gate)
+    assert taken(structure, "group:MLP")[name].all()
+    with pytest.raises(InterventionError, match="has no down"):
+        taken(structure, "component:down")
+    odd = Structure({name: (7, 4)}, lambda: Heads(2, 2), "phi3")
+    with pytest.raises(ModelError, match="gate over one of up"):
+        taken(odd, "component:gate")

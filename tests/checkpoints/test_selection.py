@@ -216,3 +216,17 @@ def test_only_random_kinds_look_at_the_seed() -> None:
     for kind in KINDS:
         one, other = (select(kind, mask, weight, Region(), seed=seed) for seed in (1, 2))
         assert torch.equal(one, other) is (kind not in RANDOM)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_exponents_are_worked_out_in_pieces(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """960 weights in pieces of 7; a matrix that is not contiguous, too."""
+    weight = example(dtype)[1].T
+    expected = torch.frexp(weight.double())[1]  # |w| in [2^(e - 1), 2^e)
+    whole = exponents(weight)
+    monkeypatch.setattr(selection, "PIECE", 7)
+    assert torch.equal(exponents(weight), whole)
+    offset = {torch.bfloat16: 126, torch.float16: 14, torch.float32: 126, torch.float64: 1022}[dtype]
+    normal = weight.abs() >= torch.finfo(dtype).tiny
+    assert torch.equal(whole.int()[normal], (expected + offset).int()[normal])
+    assert len(whole.unique()) > 3

@@ -19,6 +19,8 @@ from lesion.anatomy.wording import first_line
 from lesion.checkpoints.components import ATTENTION, COMPONENTS, PROJECTIONS, Place, place
 from lesion.errors import InterventionError, ModelError
 
+HALVES = ("gate", "up")
+"""What a matrix gate_up holds, the one over the other."""
 GROUPS = {"QK": ("q", "k"), "OV": ("v", "o"), "MLP": ("gate", "up", "down", "gate_up", "fc1", "fc2")}
 INCLUDABLE = ("embed", "unembed", "norm", "bias")
 """Components that no scope means unless they are asked for by name."""
@@ -248,7 +250,10 @@ class Scope:
         if self.components is None or spot.component in self.components:
             return Region()
         parts = self.components & {"q", "k", "v"}
-        return self._slice(spot, shape, structure.heads, parts) if spot.component == "qkv" and parts else None
+        if spot.component == "qkv" and parts:
+            return self._slice(spot, shape, structure.heads, parts)
+        halves = self.components & set(HALVES)
+        return _half(shape, *halves) if spot.component == "gate_up" and halves else None
 
     def note(self, structure: Structure) -> str | None:
         """What is to be said about the scope in this model: whom a head shares its keys and values with."""
@@ -281,7 +286,8 @@ class Scope:
             raise InterventionError(
                 f"scope {self.text}: {structure.model_type} cannot be cut there: {UNKNOWN_ORDER}; name component:qkv"
             )
-        if not named & {*structure.stored, *structure.components}:
+        halves = set(HALVES) if "gate_up" in structure.stored else set()
+        if not named & {*structure.stored, *structure.components, *halves}:
             raise InterventionError(
                 f"scope {self.text}: {structure.model_type} has no {' or '.join(sorted(named))}; its components are "
                 f"{', '.join(structure.components)}"
@@ -339,10 +345,13 @@ def read_transformers_config(folder: Path) -> Any:
     Raises:
         ModelError: transformers cannot read it.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except StrictDataclassError as error:
+        raise ModelError(f"{folder / 'config.json'} contradicts itself: {first_line(error)}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / 'config.json'} cannot be read by transformers: {first_line(error)}") from None
 
@@ -360,6 +369,16 @@ def _components(text: str, part: str | None) -> frozenset[str] | None:
 
 def _is_unordered(structure: Structure) -> bool:
     return "qkv" in structure.stored and structure.heads.fused is None
+
+
+def _half(shape: tuple[int, ...], part: str, other: str | None = None) -> Region:
+    """The rows of gate, which come first, or of up in a matrix of both; of both, all."""
+    if other is not None:
+        return Region()
+    if len(shape) != 2 or shape[0] % 2:
+        raise ModelError(f"a matrix gate_up of shape {shape} is not one of gate over one of up")
+    middle, start = shape[0] // 2, HALVES.index(part) * (shape[0] // 2)
+    return Region(0, ((start, start + middle),))
 
 
 def _divided(size: int, count: int, component: str) -> int:

@@ -18,6 +18,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 taking those away, with any value; the other as keeping nothing but the zero modes, which only the value 0 does."""
 RANDOM: tuple[Kind, ...] = ("random", "random_matched")
 
+PIECE = 1 << 20
+"""Weights whose exponents are worked out at once."""
 _MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}
 _SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -79,8 +81,12 @@ def exponents(weight: Float[Tensor, "..."]) -> Integer[Tensor, "..."]:
         raise ModelError(f"weights stored as {weight.dtype} have no exponents that can be matched")
     size, mantissa = weight.dtype.itemsize, _MANTISSA_BITS[weight.dtype]
     n_bits = 8 * size - 1 - mantissa
-    bits = weight.contiguous().view(_SAME_SIZE[size]) >> mantissa
-    return (bits & ((1 << n_bits) - 1)).to(torch.int16 if n_bits > 8 else torch.uint8)
+    bits = weight.contiguous().view(_SAME_SIZE[size]).view(-1)
+    found = torch.empty(bits.shape, dtype=torch.int16 if n_bits > 8 else torch.uint8)
+    for start in range(0, len(bits), PIECE):  # whole numbers as wide as the weights would be a second matrix
+        piece = slice(start, start + PIECE)
+        found[piece] = (bits[piece] >> mantissa) & ((1 << n_bits) - 1)
+    return found.view(weight.shape)
 
 
 def _drawn(
@@ -108,6 +114,7 @@ def _drawn(
             np.greater(members, mask, out=members)
         pool = np.flatnonzero(members)
         chosen[pool[_subset(len(pool), min(int(counts[value]), len(pool)), source)]] = True
+        del pool  # eight bytes a weight: two of them at once would be the peak of a whole comparison
     return chosen
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from lesion.anatomy.wording import first_line, quiet_transformers
+from lesion.anatomy.wording import quiet_transformers
 from lesion.checkpoints.components import COMPONENTS, place
 from lesion.checkpoints.masks import Masks
 from lesion.checkpoints.opened import Checkpoint, Stored
@@ -167,11 +166,8 @@ def _plan(look: tuple[str, ...], tuned: Checkpoint, configured: Checkpoint) -> P
 
 def _layout(folder: Path, shapes: Mapping[str, tuple[int, ...]], model_type: str | None) -> tuple[Heads, Rotary]:
     if model_type is not None:
-        try:
-            with quiet_transformers():
-                config = read_transformers_config(folder)
-        except StrictDataclassError as error:
-            raise ModelError(f"{folder / 'config.json'} contradicts itself: {first_line(error)}") from None
+        with quiet_transformers():
+            config = read_transformers_config(folder)
         return Heads.of(config), Rotary.of(config)
     return _layout_of_old(folder / "config.json", shapes)
 
