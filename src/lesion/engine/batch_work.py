@@ -15,7 +15,7 @@ from lesion.engine.lanes import Lane, Streams, Walk
 from lesion.engine.plan import Plan
 from lesion.engine.skeleton import Skeleton
 from lesion.engine.state import METRICS, PAIRED, Incident, SweepState
-from lesion.engine.watching import Watch, Watching, refuse_unwatchable
+from lesion.engine.watching import Places, Watch, Watching
 from lesion.errors import NonFiniteError
 from lesion.statistics import Scorer, Scores
 
@@ -51,7 +51,7 @@ class Bench:
     scored: bool = True
 
     def __post_init__(self) -> None:
-        refuse_unwatchable(self.watches, self.anatomy, self.lanes)
+        self.places = Places(self.watches, self.anatomy, self.lanes)
         self.skeleton, self.scorer = Skeleton(self.anatomy), Scorer()
         self.groups = self.plan.groups or [[]]
 
@@ -70,7 +70,7 @@ class BatchWork:
     def __init__(self, bench: Bench, documents: Sequence[int]) -> None:
         self._bench = bench
         self.batch = bench.data.batch(documents).to(bench.anatomy.device)
-        self.watching = Watching(bench.anatomy, bench.lanes, bench.watches, self.batch)
+        self.watching = Watching(bench.places, self.batch)
         self.walk = Walk(
             bench.anatomy,
             bench.lanes,

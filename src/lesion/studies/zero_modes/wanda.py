@@ -86,7 +86,8 @@ def wanda(
     chosen, spread = projections(opened.anatomy, counterparts)
     documents = open_data(data, opened, reading, seed=seed)
     plan = make_plan(opened.anatomy, [int(n) for n in documents.lengths], 0, batch_size=batch_size)
-    watches = tuple(Watch(p.layer, p.module, "input", partial(SumOfSquares, p.width)) for p in chosen)
+    empty = {width: partial(SumOfSquares, width) for width in {projection.width for projection in chosen}}
+    watches = tuple(Watch(p.layer, p.module, "input", empty[p.width]) for p in chosen)
     bench = Bench(opened.anatomy, documents, lay_out([], opened.anatomy.n_layers), plan, watches, scored=False)
     notes = [*_notes(sets, checkpoint, spread), *left_out(documents)]
     sweeping: dict[str, Any] = {"loading": loading, "executor": executor, "progress": progress}
