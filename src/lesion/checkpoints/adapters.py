@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 import re
 import threading
@@ -38,7 +39,7 @@ from lesion.errors import ModelError
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 FRONT = "base_model.model."
 """What peft puts in front of the names of the model's own modules."""
-BLOCK = 1 << 24
+BLOCK = 1 << 23
 """Most weights that are merged in one go, where rows can be merged one without the other."""
 KEPT = 4
 """Blocks that are kept for the next read: two threads may be in two of them each."""
@@ -558,6 +559,12 @@ def _is_the_same(named: str, asked: str, folder: Path) -> bool:
 
 @cache
 def _peft() -> Any:
-    import peft
-
+    """peft, without what a library of packed weights that it looks for has to say of kernels it has not."""
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import peft
+    finally:
+        logger.setLevel(level)
     return peft
