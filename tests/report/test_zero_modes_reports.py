@@ -55,7 +55,9 @@ def figure(made: Section, name: str) -> FigureSpec:
 
 
 def grid(made: Section, name: str, title: str) -> Grid:
-    return next(panel for panel in figure(made, name).panels if isinstance(panel, Grid) and title in panel.title)
+    return next(
+        panel for panel in figure(made, name).panels if isinstance(panel, Grid) and title in panel.note + panel.title
+    )
 
 
 def plain(texts: tuple[str, ...]) -> str:
@@ -125,7 +127,7 @@ def test_diff_says_what_its_tables_hold(runs: dict[str, Path]) -> None:
 
 def test_diff_draws_the_share_of_each_layer_and_component(runs: dict[str, Path]) -> None:
     rows = table(runs["diff"], "zero_modes")
-    panel = grid(section(runs["diff"]), "zero_modes", "share of weights")
+    panel = grid(section(runs["diff"]), "zero_modes", "% of weights")
     assert panel.rows == ("W_Q", "W_K", "W_V", "W_O", "gate", "up", "down")
     for place, component in enumerate(PROJECTIONS):
         for at, layer in enumerate(panel.columns):
@@ -286,7 +288,7 @@ def test_overlap_draws_each_pair_and_all_of_them(runs: dict[str, Path]) -> None:
     whole = own[own["tensor"].isna() & (own["component"] == "projections")].iloc[0]
     assert panel.values[0, 2] == pytest.approx(100 * whole["n_both"] / whole["n_either"])
     cell = own[own["tensor"].notna() & (own["component"] == "gate") & (own["layer"] == 1)].iloc[0]
-    pair = grid(made, "zero_modes_overlap_2", "chance within exponents")
+    pair = grid(made, "zero_modes_overlap_2", "× chance within exponents")
     expected = cell["n_both"] / cell["n_both_by_chance_in_exponents"]
     assert pair.values[pair.rows.index("gate"), 1] == pytest.approx(expected)
 

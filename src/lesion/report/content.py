@@ -124,7 +124,7 @@ class Grid:
         title: what a cell is.
         rows, columns: the names along the vertical and the horizontal axis.
         values: rows × columns; a cell without a number (NaN) is drawn empty, with a stroke through it.
-        unit: what the colour bar says behind its numbers, such as `%`; may be empty.
+        unit: what stands behind a number, as a short sign such as `%`; may be empty.
         x_label, y_label: what columns and rows are.
         scale: of the colours; `log` is used only where the values allow it and span more than 30-fold.
         include: a number that a linear scale of colours must hold, such as 0 for a share; None takes the values' range.

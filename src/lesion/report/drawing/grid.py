@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from lesion.report import axes as decisions
 from lesion.report.content import FigureSpec, Grid
-from lesion.report.drawing.style import BOTTOM, PANEL, TOP, Box, add_axes, clean, inches_wide, plain, set_title, tick
+from lesion.report.drawing.style import BOTTOM, PANEL, TOP, Box, add_axes, clean, inches_wide, set_title, tick
 from lesion.report.numbers import decimals, number
 from lesion.report.palette import ROLES, STEPS
 
@@ -25,6 +25,8 @@ SIZES = (7.0, 6.5, 6.0)
 """Sizes of the numbers in cells, in points; where none fits there are no numbers, and hovering says them."""
 BAR = (0.1, 0.11, 0.42)
 """Colour bar, in inches: its distance from the cells, its width, and the room for its numbers."""
+STROKE = ((-1.0, -1.0), (1.0, 1.0))
+"""What an empty cell is marked with."""
 MANY = 40
 """Above so many columns the lines between cells are finer."""
 LONGEST = 18
@@ -48,7 +50,7 @@ def draw(figure: Figure, box: Box, panel: Grid, spec: FigureSpec) -> None:
     """Draws the panel in `box`, with its colour bar on the right."""
     axes = add_axes(figure, box, left=_beside(panel), bottom=_below(panel, size(panel)[0]), right=sum(BAR))
     is_log = decisions.is_log_range(panel.values[np.isfinite(panel.values)], panel.scale)
-    set_title(axes, panel.title, panel.note, left=0.0)
+    set_title(axes, panel.title, panel.note, left=_beside(panel) - 0.05)
     axes.set_xlim(0, len(panel.columns))
     axes.set_ylim(len(panel.rows), 0)
     _label(axes, panel)
@@ -153,7 +155,9 @@ def _fill(axes: Axes, place: tuple[int, ...], step: int | None, line: float) -> 
     patch.set_gid(f"cell-{row}-{column}")
     axes.add_patch(patch)
     if step is None:
-        axes.plot([column + 0.3, column + 0.7], [row + 0.7, row + 0.3], color=ROLES["rule"].light, linewidth=0.8)
+        muted = ROLES["muted"].light
+        stroke = axes.plot([column + 0.5], [row + 0.5], linestyle="none", marker=STROKE, markersize=4, color=muted)
+        stroke[0].set_markeredgewidth(0.8)
 
 
 def _write(axes: Axes, place: tuple[int, ...], text: str, step: int, fitting: float) -> None:
@@ -185,9 +189,9 @@ def _bar(figure: Figure, axes: Axes, panel: Grid, is_log: bool) -> None:
     bar.set_ylim(0, 1)
     bar.yaxis.tick_right()
     ticks = [low] if high <= low else decisions.bar_ticks(low, high, is_log)
-    bar.set_yticks([_share(tick, low, high, is_log) for tick in ticks], [plain(float(f"{t:.3g}")) for t in ticks])
-    if panel.unit:
-        bar.set_title(panel.unit, fontsize=7, pad=3)
+    places = [_share(value, low, high, is_log) for value in ticks]
+    names = [tick(float(f"{value:.3g}")) if value else "0" for value in ticks]
+    bar.set_yticks(places, [*names[:-1], f"{names[-1]} {panel.unit}".rstrip()])
 
 
 def _share(value: float, low: float, high: float, is_log: bool) -> float:

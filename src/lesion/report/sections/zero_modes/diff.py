@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from lesion.report.content import FigureSpec, Section, TableSpec
-from lesion.report.drawing.grid import size
 from lesion.report.numbers import count, layer_list, listed
 from lesion.report.sections.zero_modes import pictures
 from lesion.report.sections.zero_modes.rows import (
+    columns,
     components_list,
     heat,
     in_order,
@@ -177,7 +177,7 @@ def figures(table: pd.DataFrame, manifest: dict[str, Any]) -> Iterator[FigureSpe
         return
     panels = [
         heat(
-            "zero modes, share of weights (%)",
+            "zero modes (% of weights)",
             inside,
             lambda rows: 100 * ratio(rows, "n_zero_modes", "n_weights"),
             unit="%",
@@ -188,32 +188,30 @@ def figures(table: pd.DataFrame, manifest: dict[str, Any]) -> Iterator[FigureSpe
     if np.isfinite(numbers(inside, SIZE)).any():
         panels.append(
             heat(
-                "mean |w| of zero modes over the matrix’s",
+                "mean |w| over the matrix’s",
                 inside,
                 lambda rows: weighted(rows, SIZE, "n_zero_modes"),
                 include=1.0,
             )
         )
-        parts.append("how large these weights are")
+        parts.append("how large these weights are on average, beside all of their matrix")
     if inside["n_both_zero"].sum():
-        panels.append(heat("zero modes that are exactly 0 (%)", inside, _share_of_zeros, unit="%", include=0.0))
+        panels.append(heat("exactly 0 (% of zero modes)", inside, _share_of_zeros, unit="%", include=0.0))
         parts.append("how many of them are exactly 0 in both")
     if np.isfinite(numbers(inside, "ulps_median")).any():
         panels.append(
             heat(
-                "distance of changed weights (median, last places)",
+                "median distance (ulp)",
                 inside,
                 lambda rows: weighted(rows, "ulps_median", "n_ulps"),
-                unit="ulp",
                 scale="log",
             )
         )
-        parts.append("how far the others moved, in units in the last place")
+        parts.append("how far the others moved, in units in the last place (ulp)")
     rounded = f" Both sides were rounded to {manifest['arguments']['cast']} first." if _cast(manifest) else ""
     caption = f"{listed(parts)}, by layer and projection matrix.{rounded} {_found(inside)}."
-    wide = size(panels[0])[0]
     label = "Zero modes by layer and component"
-    yield FigureSpec("zero_modes", caption, label, tuple(panels), columns=3 if wide == 1 else wide)
+    yield FigureSpec("zero_modes", caption, label, tuple(panels), columns=columns(panels))
 
 
 def _share_of_zeros(rows: pd.DataFrame) -> float:

@@ -168,7 +168,7 @@ def _by_layer(by_layer: pd.DataFrame, layers: list[int], later: list[int], names
     sums = by_layer.groupby(["checkpoint", "layer"])[["n_zero_modes", "n_weights"]].sum()
     shares = (100 * sums["n_zero_modes"] / sums["n_weights"]).unstack("layer").reindex(index=chosen, columns=layers)
     grid = Grid(
-        "zero modes, share of weights (%)",
+        "zero modes (% of weights)",
         tuple(f"{checkpoint}" for checkpoint in chosen),
         tuple(map(str, layers)),
         np.asarray(shares, dtype=np.float64),

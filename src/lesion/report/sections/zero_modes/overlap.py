@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from lesion.report.content import FigureSpec, Grid, Section, TableSpec
-from lesion.report.drawing.grid import size
 from lesion.report.drawing.style import clean
 from lesion.report.numbers import PLUS_MINUS, count, listed, number
 from lesion.report.sections.zero_modes.rows import (
+    columns,
     heat,
     main_table,
     optional_table,
@@ -140,8 +140,8 @@ def figures(table: pd.DataFrame, names: list[str], pairs: list[tuple[str, str]])
 def _all_masks(table: pd.DataFrame, names: list[str]) -> Iterator[FigureSpec]:
     titles = {
         "jaccard": ("Jaccard index (%)", 100.0, "%"),
-        "over_chance": ("shared, × chance", 1.0, ""),
-        "over_chance_in_exponents": ("shared, × chance within exponents", 1.0, ""),
+        "over_chance": ("shared weights, × chance", 1.0, ""),
+        "over_chance_in_exponents": ("× chance within exponents", 1.0, ""),
     }
     panels = []
     for column, (title, factor, unit) in titles.items():
@@ -159,21 +159,20 @@ def _all_masks(table: pd.DataFrame, names: list[str]) -> Iterator[FigureSpec]:
             "many times as many as chance gives, among all weights of a tensor and among those of one exponent of |w|.",
             "Overlap of each pair of masks",
             tuple(panels),
-            columns=max(size(panel)[0] for panel in panels) if len(names) > 4 else 3,
+            columns=columns(panels),
         )
 
 
 def _by_place(inside: pd.DataFrame, a: str, b: str, index: int) -> FigureSpec:
     panels = [
         heat("Jaccard index (%)", inside, lambda rows: 100 * ratio(rows, "n_both", "n_either"), unit="%", include=0.0),
-        heat("shared, × chance", inside, lambda rows: ratio(rows, "n_both", "n_both_by_chance"), include=0.0),
+        heat("shared weights, × chance", inside, lambda rows: ratio(rows, "n_both", "n_both_by_chance"), include=0.0),
     ]
     within = "n_both_by_chance_in_exponents"
     if inside[within].notna().any():
         panels.append(
-            heat("shared, × chance within exponents", inside, lambda rows: ratio(rows, "n_both", within), include=0.0)
+            heat("× chance within exponents", inside, lambda rows: ratio(rows, "n_both", within), include=0.0)
         )
-    wide = size(panels[0])[0]
     first, second = clean(a), clean(b)
     cells = inside.groupby(["layer", "component"])["n_both"].sum()
     return FigureSpec(
@@ -183,7 +182,7 @@ def _by_place(inside: pd.DataFrame, a: str, b: str, index: int) -> FigureSpec:
         f"has {cells.min():,} to {cells.max():,} shared ones: where they are few, it scatters.",
         f"Overlap of {first} and {second} by layer and component",
         tuple(panels),
-        columns=3 if wide == 1 else wide,
+        columns=columns(panels),
         on_page=index < PAIRS_ON_PAGE,
     )
 

@@ -9,10 +9,9 @@ import pandas as pd
 
 from lesion.errors import RunFolderError
 from lesion.report.content import Curve, Curves, FigureSpec, Grid, Mark, Picture, TableSpec
-from lesion.report.drawing.grid import size
 from lesion.report.numbers import count, listed
 from lesion.report.palette import WEIGHTS
-from lesion.report.sections.zero_modes.rows import PROJECTIONS, called, numbers, optional_table, share
+from lesion.report.sections.zero_modes.rows import PROJECTIONS, called, columns, numbers, optional_table, share
 from lesion.results import RunView
 
 ON_PAGE = 4
@@ -205,12 +204,10 @@ def _summary(looked: Looked) -> Iterator[FigureSpec]:
     if looked.harmonics is not None:
         for of, name in OF.items():
             rows = looked.harmonics[looked.harmonics["of"] == of]
-            title = f"{name}: power at harmonics over white noise’s"
-            panels.append(_by_matrix(rows, "weights", VARIANTS, SHORT, "over_expected", title))
+            panels.append(_by_matrix(rows, "weights", VARIANTS, SHORT, "power at harmonics, × noise", name))
     if looked.planes is not None:
         rows = looked.planes.assign(over_expected=looked.planes["share_on_axes"] / looked.planes["share_expected"])
-        title = "power on the axes (2-D) over white noise’s"
-        panels.append(_by_matrix(rows, "of", tuple(PLANES), PLANES, "over_expected", title))
+        panels.append(_by_matrix(rows, "of", tuple(PLANES), PLANES, "power on the axes, × noise", "2-D spectrum"))
     panels = [panel for panel in panels if np.isfinite(panel.values).any()]
     if panels:
         yield FigureSpec(
@@ -220,21 +217,22 @@ def _summary(looked: Looked) -> Iterator[FigureSpec]:
             "the transform in two dimensions likewise; 1 is none. Controls are means over draws.",
             "Regularity of weights, zero modes and controls by matrix",
             tuple(panels),
-            columns=max(size(panel)[0] for panel in panels),
+            columns=columns(panels),
         )
 
 
 def _by_matrix(
-    rows: pd.DataFrame, by: str, names: tuple[str, ...], labels: dict[str, str], value: str, title: str
+    rows: pd.DataFrame, by: str, names: tuple[str, ...], labels: dict[str, str], title: str, note: str
 ) -> Grid:
+    """Power over what white noise has there: a row a kind of weights, a column a matrix, means over draws."""
     matrices = list(rows[KEYS].drop_duplicates().itertuples(index=False, name=None))
-    means = rows.groupby(["tensor", "component", by], observed=True)[value].mean()
+    means = rows.groupby(["tensor", "component", by], observed=True)["over_expected"].mean()
     values = [
         [float(means.get((tensor, component, name), np.nan)) for tensor, _, component in matrices] for name in names
     ]
-    columns = tuple(f"{layer}/{component}" for _, layer, component in matrices)
-    own = tuple(labels[name] for name in names)
-    return Grid(title, own, columns, np.array(values), x_label="layer/component", scale="log", include=0.0)
+    places = tuple(f"{layer}/{component}" for _, layer, component in matrices)
+    own, array = tuple(labels[name] for name in names), np.array(values)
+    return Grid(title, own, places, array, x_label="layer/component", scale="log", include=0.0, note=note)
 
 
 def _matrix(panels: tuple[Curves | Picture, ...], layer: int, component: str, *, on_page: bool) -> FigureSpec:

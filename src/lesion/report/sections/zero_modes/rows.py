@@ -9,6 +9,7 @@ import pandas as pd
 
 from lesion.errors import RunFolderError
 from lesion.report.content import Grid
+from lesion.report.drawing.grid import size
 from lesion.report.drawing.style import clean, tick
 from lesion.report.numbers import decimals, listed, number
 from lesion.report.palette import DOMAIN_MARKERS
@@ -120,6 +121,12 @@ def heat(title: str, table: pd.DataFrame, measure: Any, **more: Any) -> Grid:
     """A heat map of `measure`: a row a component, a column a layer."""
     components, layers, values = by_place(table, measure)
     return Grid(title, tuple(map(called, components)), tuple(map(str, layers)), values, **more)
+
+
+def columns(panels: Sequence[Grid]) -> int:
+    """How wide a figure of heat maps is: as the widest of them, or three that are narrow side by side."""
+    widest = max(size(panel)[0] for panel in panels)
+    return 3 if widest == 1 else widest
 
 
 def significant(value: float) -> str:

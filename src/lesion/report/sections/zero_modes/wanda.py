@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 
 from lesion.report.content import Curve, Curves, FigureSpec, Mark, Section, TableSpec
-from lesion.report.drawing.grid import size
 from lesion.report.drawing.style import clean
 from lesion.report.facts import about_model
 from lesion.report.numbers import count
 from lesion.report.sections.zero_modes.rows import (
     called,
+    columns,
     heat,
     in_order,
     main_table,
@@ -168,18 +168,20 @@ def _by_layer(table: pd.DataFrame) -> Iterator[FigureSpec]:
     for by, (name, _, _) in BY.items():
         rows = top[(top["by"] == by) & top["over_mean"].notna()]
         if not rows.empty:
-            title = f"zero modes in the highest tenth by {name} (× mean)"
-            panels.append(heat(title, rows, lambda cell: float(cell["over_mean"].mean()), include=0.0))
+            panels.append(heat("highest tenth, × mean", rows, _mean_over, include=0.0, note=name))
     if panels:
-        wide = size(panels[0])[0]
         yield FigureSpec(
             "zero_modes_wanda_layers",
             "Zero modes among the tenth of weights that each ranking puts highest, as a multiple of their share in the "
             "whole matrix, by layer and projection matrix.",
             "Zero modes in the highest tenth by layer and component",
             tuple(panels),
-            columns=1 if wide == 1 else wide,
+            columns=columns(panels),
         )
+
+
+def _mean_over(rows: pd.DataFrame) -> float:
+    return float(rows["over_mean"].mean())
 
 
 def _neuron_figure(neurons: pd.DataFrame) -> Iterator[FigureSpec]:
