@@ -1,18 +1,16 @@
 """`lesion zero-modes diff`: two checkpoints compared bit by bit."""
 
-import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from lesion.cli.console import TABLE_WIDTH, Output, errors_in_one_line, shown
+from lesion.cli.console import Output, errors_in_one_line, shown
 from lesion.cli.interrupts import INTERRUPTS
 from lesion.cli.options import (
     CheckpointArgument,
@@ -23,6 +21,7 @@ from lesion.cli.options import (
     PickleOption,
     QuietOption,
 )
+from lesion.cli.zero_modes.ending import print_grid, say
 
 
 class Cast(StrEnum):
@@ -61,6 +60,7 @@ def diff(
     output = Output(out, False, overwrite, quiet, as_json)
     with errors_in_one_line(debug):
         from lesion.checkpoints.compare import Options
+        from lesion.report import write_report
         from lesion.studies.zero_modes import diff
 
         with output.console.status("comparing") as status:
@@ -87,16 +87,14 @@ def diff(
                 on_tensor=on_tensor,
                 on_look=on_look,
             )
-    if outcome.resumed_complete:
-        output.console.print("This run was complete already.", markup=False)
-    for warning in outcome.warnings:
-        output.console.print(shown(f"warning: {warning}"), markup=False)
-    if as_json:
-        tables = {name: str(outcome.path / "tables" / f"{name}.parquet") for name in outcome.tables}  # type: ignore[operator]
-        typer.echo(json.dumps({"run": str(outcome.path), "warnings": outcome.warnings, "tables": tables}))
-    elif not quiet:
+            status.update("drawing figures")
+            assert outcome.path is not None  # a run folder was asked for
+            page = write_report(outcome.path)
+    say(output, outcome, report=str(page))
+    if not output.quiet:
         _print_summary(outcome.tables)
         typer.echo(f"masks and tables: {outcome.path}")
+        typer.echo(f"report: {page}")
 
 
 def _print_summary(tables: Mapping[str, Any]) -> None:
@@ -108,7 +106,7 @@ def _print_summary(tables: Mapping[str, Any]) -> None:
     for layer, found in inside.groupby("layer"):
         shares = dict(zip(found["component"], found["fraction"], strict=True))
         rows.append([str(layer), *(_per_cent(shares[name]) if name in shares else "" for name in names)])
-    _print_grid("zero modes (%)", ["layer", *names], rows)
+    print_grid("zero modes (%)", ["layer", *names], rows)
     rows = [
         ["exact zeros among them (%)", *map(_per_cent, components["fraction_both_zero"])],
         ["|w| over the mean of their matrix", *map(_plain, components["mean_abs_zero_modes_over_matrix"])],
@@ -116,25 +114,13 @@ def _print_summary(tables: Mapping[str, Any]) -> None:
     ]
     if "zero_modes_ulps" in tables:
         rows.append(["changed weights that moved by one unit (%)", *map(_per_cent, components["share_one_ulp"])])
-    _print_grid("what they are like", ["all layers", *names], rows)
+    print_grid("what they are like", ["all layers", *names], rows)
     kinds = tables["zero_modes"][["dtype_base", "dtype_tuned"]].drop_duplicates()
     for base, tuned in kinds.itertuples(index=False):
         typer.echo(f"stored as {base}" if base == tuned else f"stored as {base}, and as {tuned} in TUNED")
     for row in table[table["layer"].isna()].to_dict("records"):
         counts = f"{row['n_zero_modes']:,} of {row['n_weights']:,} weights"
         typer.echo(f"{row['component']}: {counts} ({100 * row['fraction']:.2f} %)")
-
-
-def _print_grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
-
-    grid = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
-    for heading in headings:
-        grid.add_column(heading, justify="left" if heading == "all layers" else "right")
-    for row in rows:
-        grid.add_row(*row)
-    console = Console(highlight=False)
-    Console(highlight=False, width=max(TABLE_WIDTH, console.width)).print(grid)
 
 
 def _per_cent(share: float) -> str:
