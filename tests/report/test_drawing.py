@@ -147,6 +147,9 @@ def test_a_thinned_line_covers_the_same_range_in_every_part_of_the_axis() -> Non
             of_it = np.isin(kept_x, x[parts == part])
             assert kept_y[of_it].min() == y[parts == part].min()
             assert kept_y[of_it].max() == y[parts == part].max()
+        peaks_x, peaks_y = thinned(x, y, bins=50, log_x=log_x, peaks=True)
+        assert peaks_x.size == np.unique(parts).size
+        assert np.array_equal(peaks_y, [y[parts == part].max() for part in np.unique(parts)])
     short = thinned(x[:99], y[:99], bins=50)
     assert np.array_equal(short[1], y[:99])
     gap = np.where((x > 2000) & (x < 3000), np.nan, y)

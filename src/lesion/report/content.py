@@ -101,6 +101,8 @@ class Curves:
         log_x: whether the horizontal axis is logarithmic; its values are then above 0.
         whole_x: whether x is counted: ticks are then whole numbers.
         from_zero: whether the vertical axis holds 0.
+        peaks: of points that share a place on the screen, draw the greatest only, not the range: for spectra, whose
+            peaks matter.
         marks: lines and points that are pointed out.
         note: a short second line of the title.
     """
@@ -112,6 +114,7 @@ class Curves:
     log_x: bool = False
     whole_x: bool = False
     from_zero: bool = True
+    peaks: bool = False
     marks: tuple[Mark, ...] = ()
     note: str = ""
 

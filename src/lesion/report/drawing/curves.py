@@ -31,7 +31,7 @@ def draw(figure: Figure, box: Box, panel: Curves, spec: FigureSpec) -> None:
     _scale_x(axes, panel)
     _scale_y(axes, panel, is_log)
     for index, line in enumerate(panel.curves):
-        _draw_curve(axes, line, f"curve-{index}", panel.log_x)
+        _draw_curve(axes, line, f"curve-{index}", panel)
     for mark in panel.marks:
         _draw_mark(axes, mark)
 
@@ -50,12 +50,15 @@ def hover(panel: Curves, spec: FigureSpec) -> dict[str, list[str]]:
     return texts
 
 
-def thinned(x: np.ndarray, y: np.ndarray, *, bins: int = BINS, log_x: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def thinned(
+    x: np.ndarray, y: np.ndarray, *, bins: int = BINS, log_x: bool = False, peaks: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """A line of at most 2 `bins` points that covers the same pixels.
 
     Args:
         x: rising, and above 0 with `log_x`.
         y: NaN where there is a gap; a part of the axis without any number keeps one NaN.
+        peaks: keep the greatest only.
 
     Returns:
         In each part of the axis the point with the least and the one with the greatest y, in their order; the line as
@@ -63,18 +66,24 @@ def thinned(x: np.ndarray, y: np.ndarray, *, bins: int = BINS, log_x: bool = Fal
     """
     if x.size <= 2 * bins:
         return x, y
-    place = np.log(x) if log_x else x
-    edges = np.linspace(place[0], place[-1], bins + 1)[1:-1]
-    starts = np.flatnonzero(np.diff(np.searchsorted(edges, place, side="right"), prepend=-1))
-    kept = [_ends(y[start:stop]) + start for start, stop in zip(starts, [*starts[1:], x.size], strict=True)]
+    starts = _parts(x, bins, log_x)
+    kept = [_ends(y[start:stop], peaks) + start for start, stop in zip(starts, [*starts[1:], x.size], strict=True)]
     chosen = np.concatenate(kept)
     return x[chosen], y[chosen]
 
 
-def _ends(y: np.ndarray) -> np.ndarray:
+def _parts(x: np.ndarray, bins: int, log_x: bool) -> np.ndarray:
+    """Where points begin that lie in one part of the axis, of `bins` equal ones."""
+    place = np.log(x) if log_x else x
+    edges = np.linspace(place[0], place[-1], bins + 1)[1:-1]
+    found: np.ndarray = np.flatnonzero(np.diff(np.searchsorted(edges, place, side="right"), prepend=-1))
+    return found
+
+
+def _ends(y: np.ndarray, peaks: bool) -> np.ndarray:
     if np.isnan(y).all():
         return np.zeros(1, dtype=np.intp)
-    return np.unique([np.nanargmin(y), np.nanargmax(y)])
+    return np.unique([np.nanargmax(y) if peaks else np.nanargmin(y), np.nanargmax(y)])
 
 
 def _values(panel: Curves) -> np.ndarray:
@@ -138,11 +147,11 @@ def _has_markers(line: Curve) -> bool:
     return bool(line.marker) and line.x.size <= MARKED
 
 
-def _draw_curve(axes: Axes, line: Curve, identifier: str, log_x: bool) -> None:
+def _draw_curve(axes: Axes, line: Curve, identifier: str, panel: Curves) -> None:
     colour = ROLES[line.role].light
     if line.low is not None and line.high is not None:
-        _draw_band(axes, line.x, line.low, line.high, colour)
-    x, y = thinned(line.x, line.y, log_x=log_x)
+        _draw_band(axes, line, line.low, line.high, panel)
+    x, y = thinned(line.x, line.y, log_x=panel.log_x, peaks=panel.peaks)
     width = 1.3 if line.x.size <= MARKED else 0.9
     axes.plot(x, y, color=colour, linewidth=width, linestyle=(0, (2.5, 1.8)) if line.dashed else "-", zorder=3)
     if _has_markers(line):
@@ -160,11 +169,13 @@ def _draw_curve(axes: Axes, line: Curve, identifier: str, log_x: bool) -> None:
         points[0].set_gid(identifier)
 
 
-def _draw_band(axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> None:
-    if x.size > 2 * BINS:  # the least of what is low and the greatest of what is high in each part of the axis
-        starts = np.linspace(0, x.size, BINS, endpoint=False).astype(np.intp)
-        x, low, high = x[starts], np.fmin.reduceat(low, starts), np.fmax.reduceat(high, starts)
-    axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0, zorder=2)
+def _draw_band(axes: Axes, line: Curve, low: np.ndarray, high: np.ndarray, panel: Curves) -> None:
+    x = line.x
+    if x.size > 2 * BINS:  # what the line's own points are: the ends of each part of the axis, or its greatest
+        starts = _parts(x, BINS, panel.log_x)
+        lowest = np.fmax if panel.peaks else np.fmin
+        x, low, high = x[starts], lowest.reduceat(low, starts), np.fmax.reduceat(high, starts)
+    axes.fill_between(x, low, high, color=ROLES[line.role].light, alpha=0.25, linewidth=0, zorder=2)
 
 
 def _draw_mark(axes: Axes, mark: Mark) -> None:
@@ -181,11 +192,13 @@ def _draw_mark(axes: Axes, mark: Mark) -> None:
 
 
 def _write_at_point(axes: Axes, x: float, y: float, label: str, colour: str) -> None:
-    """Beside the point, on the side where there is room."""
-    right = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0] < 0.5
-    side, align = (6, "left") if right else (-6, "right")
+    """Beside the point, on the side where there is room: above it in the upper half, below it in the lower."""
+    across, up = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+    side, align = (6, "left") if across < 0.5 else (-6, "right")
+    rise, stands = (3, "bottom") if up > 0.5 else (-3, "top")
+    place = (side, rise)
     axes.annotate(
-        clean(label), (x, y), (side, 3), textcoords="offset points", ha=align, va="bottom", fontsize=7.5, color=colour
+        clean(label), (x, y), place, textcoords="offset points", ha=align, va=stands, fontsize=7.5, color=colour
     )
 
 

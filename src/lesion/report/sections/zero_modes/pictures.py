@@ -238,7 +238,8 @@ def _by_matrix(
 def _matrix(panels: tuple[Curves | Picture, ...], layer: int, component: str, *, on_page: bool) -> FigureSpec:
     drawn = (
         "Amplitude of the spectrum of the matrix’s mean, for all weights, with zero modes set to 0, for zero modes "
-        "alone, and for random weights in their place (mean and range over draws); the deepest dips are cut off. "
+        "alone, and for random weights in their place (mean and range over draws); the deepest dips are cut off, and "
+        "of frequencies that share a place the greatest is drawn, which lifts the right end. "
         "Dotted: harmonics of its heads. "
         if any(isinstance(panel, Curves) for panel in panels)
         else ""
@@ -270,7 +271,16 @@ def _spectra(looked: Looked, tensor: str, component: str) -> Iterator[Curves]:
         )
         title = f"amplitude, {name}"
         marks = tuple(_harmonics(looked, tensor, component, int(rows["frequency"].max())))
-        yield Curves(title, lines, "frequency (cycles a matrix)", scale="log", log_x=True, from_zero=False, marks=marks)
+        yield Curves(
+            title,
+            lines,
+            "frequency (cycles a matrix)",
+            scale="log",
+            log_x=True,
+            from_zero=False,
+            peaks=True,
+            marks=marks,
+        )
 
 
 def _curve(rows: pd.DataFrame, weights: str) -> Curve:
