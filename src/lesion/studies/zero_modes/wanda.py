@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import nn
 
-from lesion.anatomy import Anatomy, Loading, refuse_packed
+from lesion.anatomy import Anatomy, Loading, Model, refuse_packed
 from lesion.anatomy.wording import some
 from lesion.checkpoints.align import common_prefix
 from lesion.checkpoints.components import place
@@ -25,7 +27,7 @@ from lesion.studies.layers_results import warnings_of
 from lesion.studies.setting import Outcome, Reading, Study, left_out, open_data, open_model
 from lesion.studies.sweeping import Swept, run_sweep, timings
 from lesion.studies.zero_modes.running import complete
-from lesion.studies.zero_modes.wanda_results import Projection, Ranked, rank, tables_of
+from lesion.studies.zero_modes.wanda_results import Projection, rank, tables_of
 
 STUDY = "zero-modes wanda"
 NORMS = "input_norms"
@@ -77,57 +79,96 @@ def wanda(
     started = time.monotonic()
     read_choice(executor)
     loading, reading = loading or Loading(), reading or Reading()
+    asked = _prepared(model, masks, data, reading, loading, batch_size, seed)
+    sweeping: dict[str, Any] = {"loading": loading, "executor": executor, "progress": progress}
+    if out is None:
+        swept = run_sweep(asked.model, asked.bench, **sweeping)
+        tables = asked.ranked(norms_of(swept), on_weights)
+        return Outcome(tables, None, asked.warnings(swept), partial=bool(swept.state.failed))
+    arguments = {
+        "batch_size": batch_size,
+        "data": asked.data.description["specs"],
+        **({} if asked.data is data else reading.arguments()),
+        "seed": seed,
+    }
+    beside = {"masks": _described(masks, asked.masks)}
+    study = Study(STUDY, arguments, asked.model, asked.data, command, seed, beside)
+    path = Path(out) / study.folder_name() if name_folder else Path(out)
+    with study.open_folder(path, resume=resume, overwrite=overwrite) as folder:
+        if folder.is_complete:
+            return complete(folder)
+        swept = run_sweep(asked.model, asked.bench, folder=folder, **sweeping)
+        norms = norms_of(swept)
+        _keep_norms(folder, asked.projections, norms, study)
+        tables = asked.ranked(norms, on_weights)
+        for name, table in tables.items():
+            folder.write_table(name, table)
+        counts = {"n_tokens_seen": seen(swept), "n_tensors": len(asked.projections)}
+        folder.finish(
+            "partial" if swept.state.failed else "complete",
+            warnings=asked.warnings(swept),
+            plan_shape=asked.bench.plan.shape(),
+            weights=swept.weights,
+            counts={**folder.manifest["counts"], **counts},
+            timings=timings(asked.data.n_tokens, time.monotonic() - started, resumed="resumed" in folder.manifest),
+        )
+        return Outcome(tables, folder.path, folder.manifest["warnings"], partial=bool(swept.state.failed))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What was asked, opened and checked.
+
+    Attributes:
+        checkpoint: the model's files, from which weights are read a piece at a time.
+        projections: those that are ranked, in the order of the bench's watches.
+        notes: what a reader of the tables must know before anything is run.
+    """
+
+    model: Model
+    data: "TextData | ImageData"
+    masks: Masks
+    checkpoint: Checkpoint
+    projections: Sequence[Projection]
+    bench: Bench
+    notes: Sequence[str]
+
+    def ranked(self, norms: Sequence[np.ndarray], on_weights: Progress | None) -> dict[str, pd.DataFrame]:
+        """The tables; refuses files that changed while they were read."""
+        found = rank(self.projections, norms, self.masks, on_weights)
+        self.checkpoint.refuse_changed()
+        return tables_of(found)
+
+    def warnings(self, swept: Swept) -> list[str]:
+        """A line each."""
+        return [*self.notes, *warnings_of(swept.state, self.bench)]
+
+
+def _prepared(
+    model: str | Path,
+    masks: str | Path,
+    data: "str | Sequence[str] | TextData | ImageData",
+    reading: Reading,
+    loading: Loading,
+    batch_size: int | None,
+    seed: int,
+) -> _Prepared:
+    """Masks are held against the model's files before the model is loaded, which may take minutes."""
     sets = Masks.load(masks)
     verify = sets.metadata.get("tuned", "").startswith("whole:")  # a fingerprint of the same kind can be compared
     checkpoint = open_checkpoint(str(model), allow_pickle=loading.allow_pickle, verify=verify)
     counterparts = _counterparts(sets, checkpoint)
     opened = open_model(model, loading=loading)
-    refuse_packed(opened.anatomy, "Wanda's score")
-    chosen, spread = projections(opened.anatomy, counterparts)
+    anatomy = opened.anatomy
+    refuse_packed(anatomy, "Wanda's score")
+    chosen, spread = projections(anatomy, counterparts)
     documents = open_data(data, opened, reading, seed=seed)
-    plan = make_plan(opened.anatomy, [int(n) for n in documents.lengths], 0, batch_size=batch_size)
+    plan = make_plan(anatomy, [int(n) for n in documents.lengths], 0, batch_size=batch_size)
     empty = {width: partial(SumOfSquares, width) for width in {projection.width for projection in chosen}}
     watches = tuple(Watch(p.layer, p.module, "input", empty[p.width]) for p in chosen)
-    bench = Bench(opened.anatomy, documents, lay_out([], opened.anatomy.n_layers), plan, watches, scored=False)
+    bench = Bench(anatomy, documents, lay_out([], anatomy.n_layers), plan, watches, scored=False)
     notes = [*_notes(sets, checkpoint, spread), *left_out(documents)]
-    sweeping: dict[str, Any] = {"loading": loading, "executor": executor, "progress": progress}
-
-    def ranked(norms: Sequence[np.ndarray]) -> list[Ranked]:
-        found = rank(chosen, norms, sets, on_weights)
-        checkpoint.refuse_changed()
-        return found
-
-    if out is None:
-        swept = run_sweep(opened, bench, **sweeping)
-        tables = tables_of(ranked(norms_of(swept)))
-        warnings = [*notes, *warnings_of(swept.state, bench)]
-        return Outcome(tables, None, warnings, partial=bool(swept.state.failed))
-    arguments = {
-        "batch_size": batch_size,
-        "data": documents.description["specs"],
-        **({} if documents is data else reading.arguments()),
-        "seed": seed,
-    }
-    study = Study(STUDY, arguments, opened, documents, command, seed, {"masks": _described(masks, sets)})
-    path = Path(out) / study.folder_name() if name_folder else Path(out)
-    with study.open_folder(path, resume=resume, overwrite=overwrite) as folder:
-        if folder.is_complete:
-            return complete(folder)
-        swept = run_sweep(opened, bench, folder=folder, **sweeping)
-        norms = norms_of(swept)
-        _keep_norms(folder, chosen, norms, study)
-        tables = tables_of(ranked(norms))
-        for name, table in tables.items():
-            folder.write_table(name, table)
-        folder.finish(
-            "partial" if swept.state.failed else "complete",
-            warnings=[*notes, *warnings_of(swept.state, bench)],
-            plan_shape=plan.shape(),
-            weights=swept.weights,
-            counts={**folder.manifest["counts"], "n_tokens_seen": seen(swept), "n_tensors": len(chosen)},
-            timings=timings(documents.n_tokens, time.monotonic() - started, resumed="resumed" in folder.manifest),
-        )
-        return Outcome(tables, folder.path, folder.manifest["warnings"], partial=bool(swept.state.failed))
+    return _Prepared(opened, documents, sets, checkpoint, chosen, bench, notes)
 
 
 def norms_of(swept: Swept) -> list[np.ndarray]:
