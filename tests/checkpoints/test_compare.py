@@ -331,7 +331,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ordinary = Path.open
 
     def full(path: Path, mode: str = "r", *rest: object) -> object:
-        if path.suffix == ".tmp":
+        if path.suffix == ".partial":
             ordinary(path, mode).close()
             return ordinary(Path("/dev/full"), "wb")
         return ordinary(path, mode, *rest)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import lesion
 from lesion.checkpoints.masks import FILE
-from tests.checkpoints.pairs import random_tensors, tuned_from, write
+from lesion.studies.setting import Outcome
+from tests.checkpoints.pairs import as_bits, random_tensors, tuned_from, write
 from tests.faults.commands import Commands, Running, commands
+from tests.faults.disk import disk_full
 from tests.faults.test_models import HOSTILE_HEADERS, UP, Header, rewrite_header
+from tests.support import tiny_model
 
 ODD = "model.layers.0.x\x1b[2J\0\u202e<script>alert(1)</script>\n.weight"
 """A name that would clear a terminal, turn text round and run in a page."""
@@ -87,16 +92,19 @@ def test_a_pair_that_is_whole(server: Commands, pair: Path) -> None:
 
 def test_two_architectures(server: Commands, pair: Path) -> None:
     (pair / "tuned" / "config.json").write_text('{"model_type": "gpt2"}')
-    ended = server("zero-modes", "diff", "base", "tuned", "--out", "run", "--look", "none", cwd=pair)
-    assert ended.code == 2
-    assert "base is of model type 'llama' and tuned of 'gpt2'" in ended.line
+    assert "base is of model type 'llama' and tuned of 'gpt2'" in diff(server, pair)
     (pair / "tuned" / "config.json").write_text("{}")
     edit(pair / "tuned", lambda tensors: [tensors.update({k: torch.cat([t, t], -1)}) for k, t in [*tensors.items()]])
-    ended = server("zero-modes", "diff", "base", "tuned", "--out", "other", "--look", "none", cwd=pair)
-    assert ended.code == 2
-    assert "only 0 have a counterpart of the same name and shape" in ended.line
-    assert not list(pair.glob("*/tables"))
-    assert not list(pair.glob("*/arrays/*"))
+    assert "only 0 have a counterpart of the same name and shape" in diff(server, pair)
+
+
+def test_a_copy_in_other_shards_is_pointed_out(server: Commands, pair: Path) -> None:
+    tensors = load_file(pair / "base" / "model.safetensors")
+    shutil.rmtree(pair / "tuned")
+    write(pair / "tuned", tensors, shards=2)
+    ended = server("zero-modes", "diff", "base", "tuned", "--out", "run", "--look", "none", cwd=pair)
+    assert ended.code == 0
+    assert "every weight that was compared is the same on both sides" in " ".join(ended.err.split())
 
 
 @pytest.mark.parametrize("way", ["itself", "link", "hard link", "copy"])
@@ -135,14 +143,19 @@ def test_packing_that_the_configuration_names(server: Commands, pair: Path, meth
     assert "tuned holds packed weights (quantization_config in config.json)" in diff(server, pair)
 
 
-LATER = ("overlapping", "shape of text", "metadata of numbers")
-"""Headers that the checks of a file's header let through."""
+HARMLESS = ("metadata of numbers",)
+"""What a header may say, since nothing of it is used."""
 
 
-@pytest.mark.parametrize("name", [name for name in HOSTILE_HEADERS if name not in LATER])
+@pytest.mark.parametrize("name", [name for name in HOSTILE_HEADERS if name not in HARMLESS])
 def test_headers_that_lie(server: Commands, pair: Path, name: str) -> None:
     rewrite_header(pair / "tuned" / "model.safetensors", HOSTILE_HEADERS[name])
     assert "tuned/model.safetensors" in diff(server, pair)
+
+
+def test_a_name_that_is_no_text(server: Commands, pair: Path) -> None:
+    rewrite_header(pair / "tuned" / "model.safetensors", lambda header: header.update({"\ud800": header.pop(UP)}))
+    assert "damaged safetensors header" in diff(server, pair)
 
 
 @pytest.mark.parametrize(("content", "says"), [
@@ -184,6 +197,11 @@ def test_a_tensor_in_two_shards(server: Commands, sharded: Path) -> None:
 
 @pytest.mark.parametrize(("change", "says"), [
     (lambda index: {"weight_map": {**index["weight_map"], "x": "../base/x.safetensors"}}, "outside the model folder"),
+    (lambda index: {"weight_map": {}}, "it names no file"),
+    (lambda index: {"weight_map": index["weight_map"] | {"ghost.weight": "model-00001-of-00003.safetensors"}},
+     "model-00001-of-00003.safetensors lacks ghost.weight, which model.safetensors.index.json says is in it"),
+    (lambda index: {"weight_map": {k: v for k, v in index["weight_map"].items() if "00002" not in v}},
+     "does not name model-00002-of-00003.safetensors, which belongs to the same series"),
     (lambda index: {}, "not a valid index"), (lambda index: [], "not a valid index"),
 ])  # fmt: skip
 def test_a_damaged_index(server: Commands, sharded: Path, change: Callable[[Any], Any], says: str) -> None:
@@ -256,10 +274,15 @@ def test_names_that_would_command_a_terminal_or_a_page(server: Commands, pair: P
 
 
 @pytest.mark.parametrize(("out", "says"), [
-    ("base", "is not a lesion run folder"), ("tuned", "is not a lesion run folder"),
-    ("base/config.json", "is a file, not a folder"), ("/proc/nowhere/run", "cannot use /proc/nowhere/run"),
+    ("base", "is in the folder of the checkpoint base"), ("full", "is not a lesion run folder"),
+    ("tuned/run", "tuned/run is in the folder of the checkpoint tuned"), ("base/a/b", "is in the folder of"),
+    ("base/config.json", "is in the folder of"), ("file", "is a file, not a folder"),
+    ("/proc/nowhere/run", "cannot use /proc/nowhere/run"),
 ])  # fmt: skip
 def test_places_where_nothing_can_be_written(server: Commands, pair: Path, out: str, says: str) -> None:
+    (pair / "file").touch()
+    (pair / "full").mkdir()
+    (pair / "full" / "letter.txt").touch()
     assert says in refused(server, pair, "diff", "base", "tuned", "--out", out)
 
 
@@ -291,6 +314,38 @@ def finished(server: Commands, folder: Path, tables: dict[str, pd.DataFrame] | N
     manifest = json.loads((folder / "run" / "run.json").read_text())
     assert manifest["status"] == "complete"
     lesion.Masks.load(folder / "run")
+
+
+def error_of(run: Callable[[], object]) -> str:
+    """What a run ends with as an error; nothing for one that ends well."""
+    try:
+        run()
+    except lesion.LesionError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("once", [True, False], ids=["at that moment", "from then on"])
+def test_a_disk_that_fills_up_at_each_step(pair: Path, once: bool) -> None:
+    def run(out: Path) -> Outcome:
+        return lesion.zero_modes.diff(str(pair / "base"), str(pair / "tuned"), out=out, look=["none"])
+
+    whole = run(pair / "whole").tables
+    masks = (pair / "whole" / FILE).read_bytes()
+    for number in range(1, 200):
+        out = pair / str(number)
+        with disk_full(number, once=once) as disk:
+            said = error_of(partial(run, out))
+        if not disk.failed:
+            break
+        assert "No space left on device" in said or (once and not said), number
+        assert "\n" not in said
+        assert not leftovers(out), number
+        for name, table in run(out).tables.items():
+            pd.testing.assert_frame_equal(table, whole[name], check_dtype=False)
+        assert (out / FILE).read_bytes() == masks
+        assert not leftovers(out), number
+    assert number > 20  # the faults were put where the run writes
 
 
 # ---------------------------------------------------------------- stopped, or changed, in the middle
@@ -342,8 +397,19 @@ def test_a_kill_leaves_a_run_that_goes_on(server: Commands, long: Path) -> None:
     running = begun(server, long)
     os.kill(running.pid, signal.SIGKILL)
     assert running.end().code == -signal.SIGKILL
+    assert leftovers(long / "run")
     assert not (long / "run" / FILE).exists()
     finished(server, long)
+    assert not leftovers(long / "run")
+
+
+def test_a_kill_leaves_a_run_that_can_be_overwritten(server: Commands, long: Path) -> None:
+    running = begun(server, long)
+    os.kill(running.pid, signal.SIGKILL)
+    running.end()
+    again = ["diff", "base", "tuned", "--out", "run", "--look", "none", "--overwrite", "--quiet"]
+    assert server("zero-modes", *again, cwd=long).code == 0
+    assert not leftovers(long / "run")
 
 
 @pytest.mark.parametrize(("side", "change", "says"), [
@@ -401,6 +467,10 @@ MASKS: dict[str, tuple[Callable[[Header], object], str]] = {
     "fewer weights than bits": (with_shape([185]), "goes on behind its last weight"),
     "another type": (lambda h: h[UP].update(dtype="I8"), "contradicts itself"),
     "no entry": (lambda h: h.update({UP: None}), "damaged safetensors header"),
+    "bits of another": (
+        lambda h: h[UP].update(data_offsets=h["model.layers.0.mlp.up_proj.weight"]["data_offsets"]),
+        "damaged safetensors header",
+    ),
     "a name more": (lambda h: h.update(x={**h[UP], "shape": [0], "data_offsets": [0, 0]}), "contradicts itself"),
 }
 
@@ -449,3 +519,27 @@ def test_an_adapter_is_no_target_and_no_base(server: Commands, masked: Path) -> 
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     assert "adapter is not a model folder" in refused(server, masked, "apply", "adapter", "run", "--out", "made")
     assert "adapter without its base model" in refused(server, masked, "diff", "adapter", "tuned", "--out", "made")
+
+
+def test_an_adapter_against_its_base(server: Commands, tmp_path: Path) -> None:
+    """What is said of it, and nothing of what libraries log; the table is that of the merged model."""
+    peft = pytest.importorskip("peft")
+    tiny_model("llama", tie_word_embeddings=False).to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="auto")
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.01)
+    model.save_pretrained(tmp_path / "adapter")
+    expected = model.merge_and_unload().state_dict()
+    ended = server("zero-modes", "diff", "base", "adapter", "--out", "run", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.err.split())
+    assert said.startswith("warning: adapter is a LoRA adapter, merged into base with peft")
+    assert said.count("warning: ") == 1
+    rows = pd.read_parquet(tmp_path / "run" / "tables" / "zero_modes.parquet").set_index("tensor")
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    same = {name: int((as_bits(expected[name]) == as_bits(tensor)).sum()) for name, tensor in stored.items()}
+    assert rows["n_zero_modes"].to_dict() == same
+    assert (rows["fraction"] < 1).sum() == 3

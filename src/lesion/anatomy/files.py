@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from lesion.anatomy.packing import reason_against, refuse_without_libraries
+from lesion.anatomy.wording import some
 from lesion.errors import ModelError
 
 INDEX = "model.safetensors.index.json"
@@ -19,6 +21,8 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 HEADER_LIMIT = 25_000_000
 """Longest safetensors header accepted, in bytes: a quarter of a million tensors, read in half a gigabyte."""
 LFS_POINTER = b"version https://git-lfs"
+_SHARD = re.compile(r"(.*)-\d+-of-\d+\.safetensors")
+"""A file of a series; what is in front of its number is the same in all of one."""
 PACKED_DTYPES = ("I", "U", "BOOL", "F8", "F4")
 """How the dtypes begin in which a weight is packed: numbers that mean nothing without their scales."""
 
@@ -91,6 +95,8 @@ def weight_files(folder: Path, *, allow_pickle: bool, packed: bool = False) -> l
         header = check_safetensors(path)
         if not packed:
             _refuse_packed(path, header)
+        if path.name != SINGLE:
+            _refuse_absent(folder, path, header)
     return files
 
 
@@ -125,10 +131,28 @@ def _indexed(folder: Path) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise ModelError(f"{path} points outside the model folder: {name!r}")
+    if not names:
+        raise ModelError(f"{path} is not a valid index of weights: it names no file")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ModelError(f"{folder} lacks {len(missing)} of {len(names)} weight files: {', '.join(missing)}")
+    _refuse_unnamed(folder, path, names)
     return [folder / name for name in names]
+
+
+def _refuse_absent(folder: Path, path: Path, header: dict[str, Any]) -> None:
+    """What the index promises must be there."""
+    promised = json.loads((folder / INDEX).read_bytes())["weight_map"]
+    if lacking := [name for name, file in promised.items() if file == path.name and name not in header]:
+        raise ModelError(f"{path} lacks {some(lacking)}, which {INDEX} says is in it")
+
+
+def _refuse_unnamed(folder: Path, index: Path, names: list[str]) -> None:
+    """A file `…-00002-of-00003.safetensors` that the index leaves out would be passed over in silence."""
+    series = {match[1] for name in names if (match := _SHARD.fullmatch(name))}
+    here = [path.name for path in folder.glob("*.safetensors") if path.name not in names]
+    if left := sorted(name for name in here if (match := _SHARD.fullmatch(name)) and match[1] in series):
+        raise ModelError(f"{index} does not name {', '.join(left)}, which belongs to the same series")
 
 
 def check_safetensors(path: Path) -> dict[str, Any]:
@@ -160,14 +184,37 @@ def _checked_header(path: Path) -> dict[str, Any]:
             raise ModelError(f"{path} is not a whole safetensors file: its header claims {length} of {size} bytes")
         try:
             header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            expected = 8 + length + max(ends, default=0)
+            expected = 8 + length + _end(header)
         except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise ModelError(f"{path} has a damaged safetensors header: {error!r}") from None
     if expected != size:
         state = "truncated" if size < expected else "too long"
         raise ModelError(f"{path} is {state}: its header describes {expected} bytes, the file has {size}")
     return dict(header)
+
+
+def _end(header: dict[str, Any]) -> int:
+    """Where the last tensor ends, counted from the first; each must begin where the one before it ended.
+
+    Raises:
+        ValueError, TypeError, KeyError: an entry that says no whole numbers, a hole, tensors that overlap.
+    """
+    spans = []
+    for name, entry in header.items():
+        name.encode()  # a lone surrogate could be written nowhere
+        if name == "__metadata__":
+            continue
+        start, stop = entry["data_offsets"]
+        numbers = [start, stop, *entry["shape"]]
+        if not isinstance(entry["shape"], list) or any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError(f"{name}: offsets {entry['data_offsets']} and shape {entry['shape']}")
+        spans.append((start, stop, name))
+    end = 0
+    for start, stop, name in sorted(spans):
+        if start != end or stop < start:
+            raise ValueError(f"{name} lies at {start} to {stop}, and {end} is where it should begin")
+        end = stop
+    return end
 
 
 def states(paths: list[Path]) -> list[tuple[int, int, int]]:

@@ -179,7 +179,9 @@ class MaskWriter:
     def __init__(self, path: Path | str, shapes: Shapes, metadata: Mapping[str, str]) -> None:
         self._path, self._shapes = Path(path), dict(shapes)
         self._metadata = dict(metadata)
-        self._partial = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.tmp")
+        self._partial = self._path.with_name(
+            f".{self._path.name}.{secrets.token_hex(4)}.partial"
+        )  # run folders sweep such
         self._left = deque((name, _n_bytes(shape)) for name, shape in self._shapes.items() if _n_bytes(shape))
 
     def __enter__(self) -> "MaskWriter":

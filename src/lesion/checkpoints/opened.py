@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lesion.anatomy.files import PACKED_DTYPES, check_safetensors, states, weight_files
 from lesion.anatomy.source import resolve
 from lesion.anatomy.streaming import FLOATS, stored_tensors
+from lesion.anatomy.wording import first_line
 from lesion.errors import InputError, ModelError
 
 Bits = NDArray[Any]
@@ -256,7 +257,9 @@ def _unpickled(path: Path) -> Mapping[Any, Any]:
             can_be_mapped = bool(_is_zipfile(file))
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=can_be_mapped)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise ModelError(f"{path} cannot be read as tensors and nothing else: {str(error).splitlines()[0]}") from None
+        is_pickle = isinstance(error, pickle.UnpicklingError)  # torch's own words advise to run what is in it
+        reason = "it is damaged, or holds more than tensors" if is_pickle else first_line(error)
+        raise ModelError(f"{path} cannot be read as tensors and nothing else: {reason}") from None
     if not isinstance(found, Mapping):
         raise ModelError(f"{path} is not a table of tensors but a {type(found).__name__}")
     return found

@@ -15,7 +15,7 @@ def say(output: Output, outcome: Any, **more: object) -> None:
     if outcome.resumed_complete:
         output.console.print("This run was complete already.", markup=False)
     for warning in outcome.warnings:
-        output.console.print(shown(f"warning: {warning}"), markup=False)
+        output.console.print(shown(f"warning: {warning}"), markup=False, soft_wrap=True)
     if output.as_json:
         tables = {name: str(outcome.path / "tables" / f"{name}.parquet") for name in outcome.tables}
         typer.echo(json.dumps({"run": str(outcome.path), "warnings": outcome.warnings, "tables": tables, **more}))

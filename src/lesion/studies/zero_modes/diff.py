@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from lesion.checkpoints.adapters import Merged, open_tuned
+from lesion.checkpoints.align import align
 from lesion.checkpoints.compare import Comparison, Options, TensorRow, compare
 from lesion.checkpoints.components import COMPONENTS, PROJECTIONS
 from lesion.checkpoints.masks import FILE, Masks
@@ -63,24 +65,28 @@ def diff(
         LesionError: anything that a user can mend, in one line.
     """
     options, looks = options or Options(), parse_look(["auto"] if look is None else look)
-    before, after = (open_checkpoint(name, allow_pickle=allow_pickle, verify=verify) for name in (base, tuned))
+    before = open_checkpoint(base, allow_pickle=allow_pickle, verify=verify)
+    after = open_tuned(tuned, before, allow_pickle=allow_pickle, verify=verify)
     refuse_the_same(before, after)
+    align(before, after)  # two architectures are refused before anything is written
+    notes = list(after.notes) if isinstance(after, Merged) else []
     if out is None:
         if look is not None and looks:
             raise InputError(f"look={list(look)} needs a run folder, which holds the masks: pass out=…")
         found = compare(before, after, options=options, on_tensor=on_tensor)
-        return Outcome(_tables(found), None, _warnings(found))
+        return Outcome(_tables(found), None, [*notes, *_warnings(found)])
     arguments = {**asdict(options), "look": list(looks), "verify": verify}
     planned = plan(looks, after, before)
     path = Path(out) / run_name("zero-modes-diff", after.folder.name, {**arguments, **_prints(before, after)})
-    with _folder(path if name_folder else Path(out), before, after, arguments, command, overwrite) as folder:
+    path = path if name_folder else Path(out)
+    _refuse_inside(path, before, after)
+    with _folder(path, before, after, arguments, command, overwrite, allow_pickle) as folder:
         if folder.is_complete:
             return complete(folder)
-        (folder.path / FILE.parent).mkdir(exist_ok=True)
         found = compare(before, after, masks=folder.path / FILE, options=options, on_tensor=on_tensor)
         folder.keep_arrays(FILE.stem)
         looked = look_at(after, Masks.load(folder.path), planned, cast=options.cast, seed=options.seed, on_part=on_look)
-        tables, warnings = {**_tables(found), **looked.tables}, [*_warnings(found), *looked.warnings]
+        tables, warnings = {**_tables(found), **looked.tables}, [*notes, *_warnings(found), *looked.warnings]
         for name, table in tables.items():
             folder.write_table(name, table)
         if looked.images:
@@ -90,12 +96,24 @@ def diff(
         return Outcome(tables, folder.path, folder.manifest["warnings"])
 
 
+def _refuse_inside(out: Path, *checkpoints: Checkpoint) -> None:
+    for checkpoint in checkpoints:
+        if out.resolve().is_relative_to(checkpoint.folder.resolve()):
+            raise InputError(f"{out} is in the folder of the checkpoint {checkpoint.name}; pass another --out")
+
+
 def _prints(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
     return {"base": base.fingerprint, "tuned": tuned.fingerprint}
 
 
 def _folder(
-    path: Path, base: Checkpoint, tuned: Checkpoint, arguments: dict[str, Any], command: str, overwrite: bool
+    path: Path,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    arguments: dict[str, Any],
+    command: str,
+    overwrite: bool,
+    allow_pickle: bool,
 ) -> RunFolder:
     def unchanged() -> None:
         base.refuse_changed()
@@ -107,7 +125,7 @@ def _folder(
         command=command,
         arguments=arguments,
         reads=_prints(base, tuned),
-        fields={"base": described(base), "tuned": described(tuned)},
+        fields={"base": described(base), "tuned": described(tuned), "allow_pickle": allow_pickle},
         check=unchanged,
         seeds=seeds(arguments["seed"]) if arguments["look"] else [arguments["seed"]],
         overwrite=overwrite,
@@ -194,6 +212,11 @@ def _warnings(found: Comparison) -> list[str]:
         lines.append(f"names in {found.prefixed} have {found.prefix!r} in front; it was left out to find counterparts")
     if found.uncompared:
         lines.append(f"{len(found.uncompared)} tensors have no counterpart; the table zero_modes_uncompared names them")
+    n_moved = sum(row.n_weights - row.n_zero_modes for row in found.rows)
+    if not n_moved:
+        lines.append(
+            "every weight that was compared is the same on both sides: are these two copies of one checkpoint?"
+        )
     if nan := sum(row.n_nan for row in found.rows):
         lines.append(f"{nan} weights are NaN on one side or both")
     return lines
