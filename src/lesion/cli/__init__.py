@@ -10,6 +10,7 @@ from lesion.cli.inspection import check, models
 from lesion.cli.interrupts import INTERRUPTS
 from lesion.cli.pages import report
 from lesion.cli.sweeps import demo, layers
+from lesion.cli.training import train
 from lesion.cli.zero_modes import zero_modes
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 for command in (layers, demo, check, models, report):
     app.command()(command)
 app.add_typer(zero_modes, name="zero-modes")
+app.add_typer(train, name="train")
 
 
 def _version(asked: bool) -> bool:

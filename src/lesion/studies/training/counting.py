@@ -1,0 +1,81 @@
+"""Zero modes counted while a model trains: weights stored as they were at the start, and those that always were."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lesion.checkpoints.compare import SIGNED
+from lesion.checkpoints.components import place
+
+State = dict[str, Tensor]
+
+
+class ZeroModeCounter:
+    """Compares parameters, as they would be stored, with those at the start (paper `zero-modes`, section 2, App. C).
+
+    Args:
+        model: at the start.
+        dtypes: types that weights are stored in, by their names in the table.
+    """
+
+    def __init__(self, model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+        self._dtypes = dict(dtypes)
+        self._start = {
+            (word, name): _bits(parameter, dtype).clone()
+            for word, dtype in dtypes.items()
+            for name, parameter in model.named_parameters()
+        }
+        self._never = {key: torch.ones_like(bits, dtype=torch.bool) for key, bits in self._start.items()}
+        self._rows: list[dict[str, object]] = []
+
+    @torch.no_grad()
+    def count(self, model: nn.Module, step: int) -> None:
+        """Adds the counts after a step; steps that are not counted are not known to have changed anything."""
+        for word, dtype in self._dtypes.items():
+            totals: dict[tuple[int | None, str], list[int]] = {}
+            for name, parameter in model.named_parameters():
+                same = _bits(parameter, dtype) == self._start[word, name]
+                never = self._never[word, name].logical_and_(same)
+                found = (parameter.numel(), int(same.sum()), int(never.sum()))
+                where = place(name)
+                total = totals.setdefault((where.layer, where.component), [0, 0, 0])
+                for index, amount in enumerate(found):
+                    total[index] += amount
+            for (layer, component), (n_weights, n_same, n_never) in totals.items():
+                self._rows.append(
+                    {
+                        "step": step,
+                        "dtype": word,
+                        "layer": layer,
+                        "component": component,
+                        "n_weights": n_weights,
+                        "n_zero_modes": n_same,
+                        "n_never_changed": n_never,
+                    }
+                )
+
+    def table(self) -> pd.DataFrame:
+        """A row a counted step, stored type, layer and component."""
+        frame = pd.DataFrame(self._rows, columns=list(COLUMNS)).astype({"layer": "Int64"})
+        frame["n_came_back"] = frame["n_zero_modes"] - frame["n_never_changed"]
+        frame["fraction"] = frame["n_zero_modes"] / frame["n_weights"]
+        return frame
+
+    def state(self) -> tuple[State, list[dict[str, object]]]:
+        """What is needed to go on: the masks of weights that never changed, and the rows so far."""
+        return {f"{word}.{name}": mask for (word, name), mask in self._never.items()}, self._rows
+
+    def restore(self, masks: State, rows: Sequence[dict[str, object]]) -> None:
+        """Goes on from a state; the start is that of the model that the counter was made with."""
+        for (word, name), mask in self._never.items():
+            mask.copy_(masks[f"{word}.{name}"])
+        self._rows = list(rows)
+
+
+COLUMNS = ("step", "dtype", "layer", "component", "n_weights", "n_zero_modes", "n_never_changed")
+
+
+def _bits(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    return parameter.detach().to(dtype).view(SIGNED[dtype.itemsize])
