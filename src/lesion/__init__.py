@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lesion.data import load_images, load_text
     from lesion.errors import LesionError
     from lesion.interventions import Intervention, combine, drop, drop_attn, drop_mlp, parse, swap
-    from lesion.studies import zero_modes
+    from lesion.studies import training, zero_modes
     from lesion.studies.check import check
     from lesion.studies.layers import layers
     from lesion.studies.setting import Outcome, Reading
@@ -33,7 +33,7 @@ _HOMES = {
     "parse": "lesion.interventions",
     "swap": "lesion.interventions",
 }
-_MODULES = {"zero_modes": "lesion.studies.zero_modes"}
+_MODULES = {"training": "lesion.studies.training", "zero_modes": "lesion.studies.zero_modes"}
 
 __all__ = [
     "Intervention",
@@ -53,6 +53,7 @@ __all__ = [
     "load_text",
     "parse",
     "swap",
+    "training",
     "zero_modes",
 ]
 

@@ -12,4 +12,7 @@ vocabulary rows of the unembedding (classes for an image classifier)
 document   documents (the clusters of the standard errors)
 cell       what an accumulator keeps apart: lanes, layers, domains
 metric     the measures of one cell
+row        outputs of a projection
+weight     weights of a row, one an input
+width      coordinates of an activation
 """

@@ -30,7 +30,7 @@ def masks(tiny_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytes
     for value in tensors.values():
         value.flatten()[::4] += 0.5
     save_file(tensors, "tuned/model.safetensors", metadata={"format": "pt"})
-    result = CliRunner().invoke(app, ["zero-modes", "diff", "base", "tuned", "--out", "masks", "--quiet"])
+    result = CliRunner().invoke(app, ["zero-modes", "diff", "base", "tuned", "--look", "none", "--out", "masks", "--quiet"])
     assert result.exit_code == 0
 
 
@@ -46,7 +46,8 @@ def test_a_table_of_tenths(masks: None) -> None:
             cells = found.loc[(by, decile)]
             assert line[1 + 2 * place : 3 + 2 * place] == [f"{100 * cells.fraction:.2f}", f"({cells.over_mean:.2f})"]
     assert "(75.0" in said  # three weights of four were left alone
-    assert said.endswith("tables and norms: run\n")
+    assert said.endswith("tables and norms: run\nreport: run/report.html\n")
+    assert "zero modes" in Path("run/report.html").read_text()
     assert "ranking weights" in noted
 
 

@@ -31,7 +31,7 @@ def pair(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_from_a_pair_to_an_edited_checkpoint(pair: None) -> None:
-    code, said, _ = run("diff", "base", "tuned", "--out", "masks")
+    code, said, _ = run("diff", "base", "tuned", "--look", "none", "--out", "masks")
     assert code == 0
     assert "projections" in said
     assert "(66.6" in said  # two weights of three were left alone
@@ -47,7 +47,7 @@ def test_from_a_pair_to_an_edited_checkpoint(pair: None) -> None:
 
 
 def test_json(pair: None) -> None:
-    code, said, _ = run("diff", "base", "tuned", "--json")
+    code, said, _ = run("diff", "base", "tuned", "--look", "none", "--json")
     assert code == 0
     found = json.loads(said)
     assert Path(found["tables"]["zero_modes"]).is_file()
@@ -102,7 +102,7 @@ def test_looking_is_the_default_and_can_be_left_out(pair: None) -> None:
     (["apply", "tuned", "masks", "--out", "base"], "base"),
 ])  # fmt: skip
 def test_bad_input(pair: None, arguments: list[str], says: str) -> None:
-    run("diff", "base", "tuned", "--out", "masks", "--quiet")
+    run("diff", "base", "tuned", "--look", "none", "--out", "masks", "--quiet")
     code, _, said = run(*arguments)
     assert code == 2
     assert says in said

@@ -159,7 +159,7 @@ def test_what_a_diff_did_not_measure_is_left_out_and_said(runs: dict[str, Path],
     def unmeasured(found: pd.DataFrame) -> pd.DataFrame:
         return found.assign(**{name: np.nan for name in ("ulps_median", "ulps_mean", "share_one_ulp") if name in found})
 
-    tables = {**dict.fromkeys(LOOKED), "zero_modes": unmeasured}
+    tables = {**dict.fromkeys(LOOKED), "zero_modes": unmeasured, "zero_modes_ulps": None}
     made = changed(runs, "diff", tmp_path, tables)
     assert [spec.name for spec in made.figures] == ["zero_modes"]
     assert len(made.figures[0].panels) == 2
@@ -168,6 +168,18 @@ def test_what_a_diff_did_not_measure_is_left_out_and_said(runs: dict[str, Path],
     usual = plain(section(runs["diff"]).missing)
     assert "--ulps" not in usual
     assert "--look" not in usual
+
+
+def test_distances_are_shares_of_the_sample(runs: dict[str, Path]) -> None:
+    ulps = table(runs["diff"], "zero_modes_ulps")
+    [panel] = figure(section(runs["diff"]), "zero_modes_distances").panels
+    assert isinstance(panel, Curves)
+    own = ulps[(ulps["component"] == "k") & ulps["layer"].notna()]
+    line = next(line for line in panel.curves if line.label == "W_K")
+    for x, y in zip(line.x, line.y, strict=True):
+        assert y == pytest.approx(100 * own.loc[own["ulps_from"] == x, "n_ulps"].sum() / own["n_ulps"].sum())
+    assert line.y.sum() == pytest.approx(100)
+    assert line.y[0] > 0
 
 
 def test_a_diff_without_projections_has_sentences_and_no_heat_map(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -218,7 +230,7 @@ def test_pictures_are_the_arrays_of_the_run(runs: dict[str, Path], tmp_path: Pat
         panel for panel in figure(section(runs["diff"]), "zero_modes_matrix_0_q").panels if isinstance(panel, Picture)
     ]
     own = listed[(listed["layer"] == 0) & (listed["component"] == "q")].set_index("of")
-    for panel, of in zip(shown, ("binarised", "mask", "matched", "spectrum_2d"), strict=True):
+    for panel, of in zip(shown, ("binarised", "spectrum_2d", "mask", "random", "matched"), strict=True):
         assert np.array_equal(panel.pixels, images[own.loc[of, "image"]])
     assert shown[0].shape == (own.loc["mask", "n_outputs"], own.loc["mask", "n_inputs"])
     tables = {"zero_modes_images": lambda found: found.assign(image=found["image"] + "?")}

@@ -43,7 +43,7 @@ def runs(tensors: dict[str, dict[str, Tensor]], tmp_path: Path) -> list[str]:
     """Run folders of three fine-tunings of one base, stored in bfloat16."""
     models = {name: write(tmp_path / "models" / name, own) for name, own in tensors.items()}
     for name in ("one", "two", "three"):
-        diff(models["base"], models[name], out=tmp_path / name)
+        diff(models["base"], models[name], out=tmp_path / name, look=["none"])
     return [str(tmp_path / name) for name in ("one", "two", "three")]
 
 
@@ -101,7 +101,7 @@ def test_chance_is_within_each_tensor(tmp_path: Path) -> None:
     far = {name: tensor + (2 if "up" in name else 0) for name, tensor in base.items()}
     folders.append(write(tmp_path / "b", far))
     for name, folder in (("run-a", folders[1]), ("run-b", folders[2])):
-        diff(folders[0], folder, out=tmp_path / name)
+        diff(folders[0], folder, out=tmp_path / name, look=["none"])
     outcome = overlap([tmp_path / "run-a", tmp_path / "run-b"])
     total = sums(outcome.tables["zero_modes_overlap"]).set_index("component").loc["projections"]
     assert (total["n_a"], total["n_b"], total["n_both"]) == (100, 100, 100)
@@ -178,7 +178,7 @@ def test_weights_are_the_recorded_base(verify: bool, tensors: dict[str, dict[str
     models = {name: write(tmp_path / "models" / name, own) for name, own in tensors.items()}
     runs = [tmp_path / name for name in ("one", "two")]
     for run in runs:
-        diff(models["base"], models[run.name], out=run, verify=verify)
+        diff(models["base"], models[run.name], out=run, verify=verify, look=["none"])
     column = "n_both_by_chance_in_exponents"
     found = overlap(runs)
     assert found.tables["zero_modes_overlap"][column].notna().all()
@@ -285,7 +285,7 @@ def test_bad_input(runs: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there are no masks at"):
         overlap([runs[0], tmp_path])
     folders = [write(tmp_path / f"far-{n}", {"h.0.mlp.c_fc.weight": torch.full((3, 3), float(n))}) for n in (1, 2)]
-    diff(*folders, out=tmp_path / "far")
+    diff(*folders, out=tmp_path / "far", look=["none"])
     with pytest.raises(InputError, match="no tensor of the same name and shape"):
         overlap([runs[0], tmp_path / "far"], out=tmp_path / "run")
     with pytest.raises(InputError, match="not of one architecture"):

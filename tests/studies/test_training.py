@@ -16,11 +16,11 @@ from lesion.checkpoints.components import place
 from lesion.data import TextData
 from lesion.errors import InputError, LesionError, NonFiniteError
 from lesion.studies.setting import Outcome, Reading
-from lesion.studies.training import Keeping, Recipe, finetune, last_model, pretrain
+from lesion.studies.training import Keeping, Progress, Recipe, finetune, last_model, pretrain
 from lesion.studies.training import loop as loop_module
 from lesion.studies.training.configurations import ARCHITECTURES
 from lesion.studies.training.holding import HeldAdamW
-from lesion.studies.training.train import split
+from lesion.studies.training.starting import split
 
 READING = Reading(tokens=4_000, context=32)
 SHORT = Recipe(steps=6, batch_size=4, warmup=2, learning_rate=1e-3)
@@ -100,8 +100,8 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(text: str, tmp_path: Path,
     """Before the first checkpoint, between two, and right after one; also its tables."""
     keeping = Keeping(store=("fp32",), log_every=1, save_every=2, held_out=0.1, count_every=1, evaluate_every=3)
 
-    def stop(step: int, steps: int, loss: float, tokens: int) -> None:
-        if step == stopped_at:
+    def stop(now: Progress) -> None:
+        if now.step == stopped_at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -119,8 +119,8 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(text: str, tmp_path: Path,
 def test_a_checkpoint_that_was_being_written_is_not_gone_on_from(text: str, tmp_path: Path) -> None:
     keeping = Keeping(store=("fp32",), log_every=1, save_every=2, held_out=0.1)
 
-    def stop(step: int, steps: int, loss: float, tokens: int) -> None:
-        if step == 5:
+    def stop(now: Progress) -> None:
+        if now.step == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -229,7 +229,7 @@ def test_fine_tuning_starts_from_what_is_stored(text: str, tmp_path: Path) -> No
     assert equal(start, weights(tmp_path / "base", "bf16"))
     assert not equal(weights(tmp_path / "tuned", "bf16"), start)
     manifest = json.loads((tmp_path / "tuned/run.json").read_text())
-    assert manifest["start"]["model"]["n_layers"] == 4
+    assert manifest["model"]["n_layers"] == 4
 
 
 def test_positions_that_are_not_there_stay_zero(text: str, tmp_path: Path) -> None:
@@ -254,25 +254,40 @@ def test_images(tmp_path: Path) -> None:
     assert table["top1"].iloc[1] > 0.25
 
 
-def test_what_is_held_out_is_not_trained_on() -> None:
-    for n_documents, share in itertools.product((10, 99, 1000), (0.0, 0.1, 0.5)):
-        trained_on, held_out = split(n_documents, share)
-        assert len(held_out) == round(share * n_documents)
-        assert not set(trained_on) & set(held_out)
-        assert len(trained_on) + len(held_out) == n_documents - (share > 0)
+def parts(sizes: list[int], share: float, gap: int) -> tuple[list[int], list[int], list[str]]:
+    domain_of = np.repeat(np.arange(len(sizes)), sizes)
+    return split(domain_of, [f"domain {number}" for number in range(len(sizes))], share, gap=gap)
+
+
+@pytest.mark.parametrize("gap", [0, 1])
+def test_what_is_held_out_is_not_trained_on(gap: int) -> None:
+    """The last ones of every domain, and as many as the gap before them that are in neither part."""
+    for sizes, share in itertools.product(([10], [99, 20], [1000, 10, 40]), (0.0, 0.1, 0.5)):
+        expected: tuple[list[int], list[int]] = ([], [])
+        first = 0
+        for size in sizes:
+            border = first + size - round(share * size)
+            expected[0].extend(range(first, border - gap * (share > 0)))
+            expected[1].extend(range(border, first + size))
+            first += size
+        assert parts(sizes, share, gap) == (*expected, [])
     with pytest.raises(InputError, match="none"):
-        split(10, 0.01)
+        parts([10], 0.01, gap)
     with pytest.raises(InputError, match="leave none to train on"):
-        split(2, 0.5)
+        parts([1], 0.9, gap)
+    assert parts([100, 10, 1], 0.04, gap)[2] == [
+        f"domain {number}: of its {size} sequences none is held out" for number, size in ((1, 10), (2, 1))
+    ]
+    assert parts([100, 2], 0.5, 1)[2] == ["domain 1: its 2 sequences leave none to train on"]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"config": "llama-3"}, "not known; there are llama-1l"),
-        ({"config": "vit-digits"}, "leave out --tokenizer and --vocabulary"),
+        ({"config": "vit-digits"}, "--context, --vocabulary: for text only"),
         ({"vocabulary": 100}, "too small"),
-        ({"tokenizer": "no/folder", "vocabulary": None}, "cannot be loaded"),
+        ({"tokenizer": "no/such/folder", "vocabulary": None}, "no model folder"),
         ({"recipe": Recipe(learning_rate=-1.0)}, "--learning-rate -1.0"),
         ({"recipe": Recipe(warmup=-1)}, "--warmup -1"),
         ({"keeping": Keeping(store=("int8",))}, "bf16, fp16, fp32"),

@@ -64,7 +64,7 @@ class Pair:
         self.base = save_model(name, folder / "base")
         self.tuned = moved(self.base, folder / "tuned")
         self.masks = folder / "masks"
-        lesion.zero_modes.diff(str(self.base), str(self.tuned), out=self.masks)
+        lesion.zero_modes.diff(str(self.base), str(self.tuned), out=self.masks, look=["none"])
         self.reading = lesion.Reading(tokens=500, context=32)
 
     def run(self, **options: object) -> lesion.Outcome:
@@ -337,12 +337,12 @@ def test_what_a_reader_must_know_is_said(pair: Pair, tmp_path: Path) -> None:
     assert pair.run(model=pair.base).warnings == [
         f"{pair.base} is not the tuned checkpoint that the masks were made with"
     ]
-    lesion.zero_modes.diff(str(pair.base), str(pair.tuned), out=tmp_path / "whole", verify=True)
+    lesion.zero_modes.diff(str(pair.base), str(pair.tuned), out=tmp_path / "whole", verify=True, look=["none"])
     assert pair.run(masks=tmp_path / "whole").warnings == []
     single = save_model("llama", tmp_path / "single", dtype=torch.float32)
     other = moved(single, tmp_path / "other")
     options = lesion.checkpoints.compare.Options(cast="bf16")
-    lesion.zero_modes.diff(str(single), str(other), out=tmp_path / "cast", options=options)
+    lesion.zero_modes.diff(str(single), str(other), out=tmp_path / "cast", options=options, look=["none"])
     assert any("rounded to bf16 first" in line for line in pair.run(model=other, masks=tmp_path / "cast").warnings)
 
 
@@ -362,7 +362,7 @@ def test_a_prefix_on_one_side(tmp_path: Path) -> None:
     found = pair.run(model=short)
     assert_same_tables(found, expected)
     assert found.tables["zero_modes_wanda"]["tensor"].iloc[0] == "transformer.h.0.attn.c_attn.weight"
-    lesion.zero_modes.diff(str(pair.base), str(short), out=tmp_path / "of short")
+    lesion.zero_modes.diff(str(pair.base), str(short), out=tmp_path / "of short", look=["none"])
     turned = pair.run(masks=tmp_path / "of short").tables["zero_modes_wanda"]
     assert turned["tensor"].iloc[0] == "h.0.attn.c_attn.weight"
     assert turned["n_zero_modes"].tolist() == expected.tables["zero_modes_wanda"]["n_zero_modes"].tolist()

@@ -1,6 +1,6 @@
 """`lesion train`: small models made to be looked at."""
 
-import json
+import math
 import shlex
 import sys
 import time
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lesion.cli.console import Output, errors_in_one_line, shown
+from lesion.cli.console import Output, errors_in_one_line, plus_minus, shown
 from lesion.cli.interrupts import INTERRUPTS
 from lesion.cli.options import (
     CHECKPOINT,
@@ -26,9 +26,11 @@ from lesion.cli.options import (
     OnBadRow,
     OutOption,
     OverwriteOption,
+    PickleOption,
     QuietOption,
     ResumeOption,
 )
+from lesion.cli.zero_modes.ending import say
 
 train = typer.Typer(help="Train small models from nothing, or go on training one, and store them in several types.")
 SECONDS = 10
@@ -77,8 +79,12 @@ EvaluateOption = Annotated[
 ]
 LogOption = Annotated[int, typer.Option(min=1, help="Steps over which the table averages the loss.")]
 SaveOption = Annotated[int, typer.Option(min=1, help="Steps that a killed run loses at most.")]
-HeldOutOption = Annotated[float, typer.Option(min=0, max=0.9, help="Part of the data that is not trained on.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of the first weights and of the order of the data.")]
+HeldOutOption = Annotated[
+    float, typer.Option(min=0, max=0.9, help="Part of the data that is not trained on: the last of each domain.")
+]
+SeedOption = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Of the first weights and of the order of the data.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -90,7 +96,10 @@ def pretrain(
     ],
     data: DataOption = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder of a tokenizer.", show_default="one trained on the data")
+        str | None,
+        typer.Option(
+            help="Folder, hub id or zoo:NAME whose tokenizer to take.", show_default="one trained on the data"
+        ),
     ] = None,
     vocabulary: Annotated[
         int | None, typer.Option(min=1, help="Ids of a tokenizer trained on the data.", show_default="the config's")
@@ -126,10 +135,9 @@ def pretrain(
     debug: DebugOption = False,
 ) -> None:
     """Train a small model from random weights."""
-    output = Output(out, resume, overwrite, quiet, as_json)
-    recipe = _recipe(locals())
-    keeping = _keeping(locals())
+    recipe, keeping = _recipe(locals()), _keeping(locals())
     with errors_in_one_line(debug):
+        output = Output(out, resume, overwrite, quiet, as_json)
         from lesion.studies.setting import Reading
         from lesion.studies.training import Keeping, Recipe, pretrain
 
@@ -138,7 +146,7 @@ def pretrain(
             data or ["stdlib"],
             tokenizer=tokenizer,
             vocabulary=vocabulary,
-            reading=Reading(tokens, context, bos.value, True, on_bad_row.value),
+            reading=Reading(tokens, context, bos.value, on_bad_row=on_bad_row.value),
             recipe=Recipe(**recipe),
             keeping=Keeping(**keeping),
             seed=seed,
@@ -146,13 +154,14 @@ def pretrain(
             **_where(output),
             progress=_progress(output.console),
         )
-        _tell(outcome, output, as_json)
+        _tell(outcome, output)
 
 
 @train.command()
 def finetune(
     model: Annotated[str, typer.Argument(help="What to start from: " + CHECKPOINT)],
     data: DataOption = None,
+    allow_pickle: PickleOption = False,
     tokens: TokensOption = None,
     context: ContextOption = None,
     bos: BosOption = Bos.auto,
@@ -184,17 +193,17 @@ def finetune(
     debug: DebugOption = False,
 ) -> None:
     """Go on training a stored model, on other data."""
-    output = Output(out, resume, overwrite, quiet, as_json)
-    recipe = _recipe(locals())
-    keeping = _keeping(locals())
+    recipe, keeping = _recipe(locals()), _keeping(locals())
     with errors_in_one_line(debug):
+        output = Output(out, resume, overwrite, quiet, as_json)
         from lesion.studies.setting import Reading
         from lesion.studies.training import Keeping, Recipe, finetune
 
         outcome = finetune(
             model,
             data or ["stdlib"],
-            reading=Reading(tokens, context, bos.value, True, on_bad_row.value),
+            allow_pickle=allow_pickle,
+            reading=Reading(tokens, context, bos.value, on_bad_row=on_bad_row.value),
             recipe=Recipe(**recipe),
             keeping=Keeping(**keeping),
             seed=seed,
@@ -202,7 +211,7 @@ def finetune(
             **_where(output),
             progress=_progress(output.console),
         )
-        _tell(outcome, output, as_json)
+        _tell(outcome, output)
 
 
 RECIPE = (
@@ -234,23 +243,24 @@ def _where(output: Output) -> dict[str, Any]:
     }
 
 
-def _progress(console: Console) -> Callable[[int, int, float, int], None]:
+def _progress(console: Console) -> Callable[[Any], None]:
     """A line now and then: how far it is, the loss, the speed, and how long it will take."""
     started, said, before = time.monotonic(), time.monotonic(), 0
 
-    def tell(step: int, steps: int, loss: float, tokens: int) -> None:
+    def tell(now_at: Any) -> None:
         nonlocal started, said, before
         INTERRUPTS.check()
-        now = time.monotonic()
-        if not before:
+        now, step, steps = time.monotonic(), now_at.step, now_at.steps
+        if not before:  # the first step of this time also makes room for all that follow
             started, before = now, step
             return
         if now - said < SECONDS and step < steps:
             return
         said = now
         rate = (step - before) / (now - started)
+        loss = "" if math.isnan(now_at.loss_nats) else f", loss {now_at.loss_nats:.3f} nats"
         console.print(
-            f"step {step:,} of {steps:,}, loss {loss:.3f} nats, {rate * tokens:,.0f} tokens a second, "
+            f"step {step:,} of {steps:,}{loss}, {rate * now_at.n_read:,.0f} {now_at.unit} a second, "
             f"about {(steps - step) / rate:.0f} s left",
             markup=False,
         )
@@ -258,20 +268,19 @@ def _progress(console: Console) -> Callable[[int, int, float, int], None]:
     return tell
 
 
-def _tell(outcome: Any, output: Output, as_json: bool) -> None:
+def _tell(outcome: Any, output: Output) -> None:
+    from lesion.report import write_report
     from lesion.studies.training import last_model
 
-    model = last_model(outcome.path)
-    if outcome.resumed_complete:
-        output.console.print("This run was complete already.", markup=False)
+    page, model = write_report(outcome.path), last_model(outcome.path)
     evaluations = outcome.tables.get("training_evaluation")
-    last = None if evaluations is None else evaluations.iloc[-1].to_dict()
-    if as_json:
-        typer.echo(json.dumps({"run": str(outcome.path), "model": str(model), "held_out": last}))
-    elif not output.quiet:
-        if last is not None:
-            typer.echo(
-                f"held out: {last['loss_nats']:.4f} nats (standard error {last['loss_nats_sem']:.4f}), "
-                f"{100 * last['top1']:.2f} % right"
-            )
-        typer.echo(shown(f"models: {model}"))
+    last = None if evaluations is None else evaluations.to_dict("records")[-1]
+    known = last and {name: None if math.isnan(value) else value for name, value in last.items()}
+    say(output, outcome, report=str(page), model=str(model), held_out=known)
+    if output.quiet:
+        return
+    if last is not None and known is not None:
+        sem = "" if known["loss_nats_sem"] is None else f" {plus_minus()} {last['loss_nats_sem']:.4f}"
+        typer.echo(f"held out: {last['loss_nats']:.4f}{sem} nats, {100 * last['top1']:.2f} % right")
+    typer.echo(shown(f"models: {model}"))
+    typer.echo(shown(f"tables and report: {page}"))

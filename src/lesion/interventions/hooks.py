@@ -44,7 +44,7 @@ def hooked(hooks: Sequence[Hook]) -> Iterator[None]:
             handle.remove()
     silent = [hook.label for hook, count in zip(hooks, fired, strict=True) if not count]
     if silent:
-        raise InterventionError(f"nothing passed through {', '.join(silent)}: the intervention did nothing")
+        raise InterventionError(f"nothing passed through {', '.join(silent)}: so it did nothing")
 
 
 def _register(hook: Hook, index: int, fired: list[int]) -> Any:

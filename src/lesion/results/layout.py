@@ -16,6 +16,11 @@ FOLDERS = {
     "figures": {".svg", ".png"},
     "shards": {".safetensors"},
 }
+TREES = {
+    "models": re.compile(r"step-\d+/(bf16|fp16|fp32)/[^/]+\.(json|safetensors|jinja|txt|model)"),
+    "trainer": re.compile(r"checkpoint-\d+/[^/]+\.(json|safetensors|pt|pth|bin|whole)"),
+}
+"""Folders of folders, and the paths of files in them; `trainer` is what a run that trains a model needs to go on."""
 FILES = {MANIFEST, LOCK, HOLDER, LOG, REPORT}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -64,7 +69,7 @@ def empty(path: Path) -> None:
             f"{path} is not overwritten: it holds files that are not lesion's ({listed}); "
             "move them or pass another --out"
         )
-    for name in FOLDERS:
+    for name in (*FOLDERS, *TREES):
         if (path / name).exists():
             shutil.rmtree(path / name)
     for name in (LOG, REPORT):
@@ -72,10 +77,13 @@ def empty(path: Path) -> None:
 
 
 def sweep(path: Path) -> None:
-    """Removes the unfinished files that a killed process left; call it only under the lock."""
-    for folder in (path, *(path / name for name in FOLDERS)):
+    """Removes the unfinished files and folders that a killed process left; call it only under the lock."""
+    for folder in (path, *(path / name for name in (*FOLDERS, *TREES))):
         for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def _is_trace(entry: Path) -> bool:
@@ -88,9 +96,18 @@ def _foreign(path: Path) -> list[Path]:
         if entry.name in FOLDERS and entry.is_dir() and not entry.is_symlink():
             allowed = FOLDERS[entry.name]
             found += [inner for inner in sorted(entry.iterdir()) if not _is_ours(inner, allowed)]
+        elif entry.name in TREES and entry.is_dir() and not entry.is_symlink():
+            found += _foreign_in_tree(entry, TREES[entry.name])
         elif not (_is_trace(entry) or (entry.name in FILES and entry.is_file())):
             found.append(entry)
     return found
+
+
+def _foreign_in_tree(folder: Path, allowed: re.Pattern[str]) -> list[Path]:
+    """Files (and links) of a tree whose paths are not those that lesion writes; folders are made on the way."""
+    inner = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    names = [(path, path.relative_to(folder).as_posix()) for path in inner]
+    return [path for path, name in names if path.is_symlink() or not allowed.fullmatch(name)]
 
 
 def _is_ours(entry: Path, suffixes: set[str]) -> bool:

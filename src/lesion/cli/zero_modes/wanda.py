@@ -1,7 +1,6 @@
 """`lesion zero-modes wanda`: where zero modes sit in the ranking by Wanda's score."""
 
 import contextlib
-import json
 import shlex
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lesion.cli.console import TABLE_WIDTH, Output, errors_in_one_line, progress_on, shown
+from lesion.cli.console import Output, errors_in_one_line, progress_on
 from lesion.cli.interrupts import INTERRUPTS
 from lesion.cli.options import (
     CHECKPOINT,
@@ -43,6 +42,7 @@ from lesion.cli.options import (
     chosen_batch_size,
     chosen_memory,
 )
+from lesion.cli.zero_modes.ending import print_grid, say
 
 SAY_SECONDS = 10
 """How often progress is said where there is no terminal."""
@@ -80,6 +80,7 @@ def wanda(
         chosen, memory = chosen_batch_size(batch_size), chosen_memory(max_memory)
         from lesion.anatomy import Loading
         from lesion.engine import keep_pages
+        from lesion.report import write_report
         from lesion.studies.setting import Reading
         from lesion.studies.zero_modes.wanda import wanda
 
@@ -102,7 +103,14 @@ def wanda(
                 progress=progress,
                 on_weights=on_weights,
             )
-    _say(outcome, output)
+        page = write_report(outcome.path)  # type: ignore[arg-type]
+    say(output, outcome, status="partial" if outcome.partial else "complete", report=str(page))
+    if not output.quiet:
+        _print_deciles(outcome.tables["zero_modes_wanda"])
+        typer.echo(f"tables and norms: {outcome.path}")
+        typer.echo(f"report: {page}")
+    if outcome.partial:
+        raise typer.Exit(3)
 
 
 @contextlib.contextmanager
@@ -129,42 +137,18 @@ def _stages(console: Console) -> Iterator[tuple[Progress, Progress]]:
         yield progress, on_weights
 
 
-def _say(outcome: Any, output: Output) -> None:
-    if outcome.resumed_complete:
-        output.console.print("This run was complete already.", markup=False)
-    for warning in outcome.warnings:
-        output.console.print(shown(f"warning: {warning}"), markup=False)
-    if output.as_json:
-        summary = {
-            "run": str(outcome.path),
-            "status": "partial" if outcome.partial else "complete",
-            "warnings": outcome.warnings,
-            "tables": {name: str(outcome.path / "tables" / f"{name}.parquet") for name in outcome.tables},
-        }
-        typer.echo(json.dumps(summary))
-    elif not output.quiet:
-        _print_deciles(outcome.tables["zero_modes_wanda"])
-        typer.echo(f"tables and norms: {outcome.path}")
-    if outcome.partial:
-        raise typer.Exit(3)
-
-
 def _print_deciles(table: Any) -> None:
     """Share of zero modes in each tenth of the weights of all projections, by each ranking."""
-    from rich.table import Table
-
     found = table[table["component"] == "projections"]
     shares = found.pivot_table(index="decile", columns="by", values="fraction")
     ratios = found.pivot_table(index="decile", columns="by", values="over_mean")
-    title = "zero modes in each tenth of a row's weights, in % (and over their mean share), ranked by"
-    grid = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
     headings = {"wanda": "|w| x activation", "magnitude": "|w|", "activation": "activation"}
-    for heading in ("tenth", *headings.values()):
-        grid.add_column(heading, justify="right")
-    for decile in shares.index:
-        cells = [f"{100 * shares.loc[decile, by]:.2f} ({ratios.loc[decile, by]:.2f})" for by in headings]
-        grid.add_row(str(decile), *cells)
-    Console(highlight=False, width=max(TABLE_WIDTH, Console().width)).print(grid)
+    rows = [
+        [str(decile), *(f"{100 * shares.loc[decile, by]:.2f} ({ratios.loc[decile, by]:.2f})" for by in headings)]
+        for decile in shares.index
+    ]
+    title = "zero modes in each tenth of a row's weights, in % (and over their mean share), ranked by"
+    print_grid(title, ["tenth", *headings.values()], rows)
     total = found[found["by"] == "wanda"]
     n_zero_modes, n_weights = round(total["n_zero_modes"].sum()), total["n_weights"].sum()
     typer.echo(f"projections: {n_zero_modes:,} of {n_weights:,} weights ({100 * n_zero_modes / n_weights:.2f} %)")

@@ -26,6 +26,8 @@ class Architecture:
         says: one line for users.
         context: longest sequence; for images height and width.
         vocabulary: ids of a tokenizer trained on the data, unless another number is asked for; 0 for images.
+        build: makes it from outputs (ids, or classes), positions (or height and width), and its tokenizer (or the
+            names of its classes).
     """
 
     says: str
@@ -83,17 +85,19 @@ def _opt(*, positions: bool) -> Callable[[int, int, Any], PreTrainedModel]:
     return build
 
 
-def _vit(vocabulary: int, context: int, tokenizer: Any) -> PreTrainedModel:
+def _vit(classes: int, size: int, names: Any) -> PreTrainedModel:
+    named = {label: names.get(label, str(label)) for label in range(classes)}
     return ViTForImageClassification(
         ViTConfig(
-            image_size=context,
+            image_size=size,
             patch_size=2,
             num_channels=1,
             hidden_size=96,
             intermediate_size=384,
             num_hidden_layers=4,
             num_attention_heads=4,
-            num_labels=10,
+            id2label=named,
+            label2id={name: label for label, name in named.items()},
         )
     )
 
@@ -116,7 +120,7 @@ ARCHITECTURES = {
     "opt-tiny-nopos": Architecture(
         "the same without positions: their table is zero and stays so", 256, 2048, _opt(positions=False)
     ),
-    "vit-digits": Architecture("ViT, 4 layers, d_model 96, patches of 2 x 2, ten classes", 8, 0, _vit),
+    "vit-digits": Architecture("ViT, 4 layers, d_model 96, patches of 2 x 2, grey pictures of 8 x 8", 8, 0, _vit),
 }
 
 

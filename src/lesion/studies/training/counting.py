@@ -10,10 +10,13 @@ from lesion.checkpoints.compare import SIGNED
 from lesion.checkpoints.components import place
 
 State = dict[str, Tensor]
+COLUMNS = ("step", "dtype", "layer", "component", "n_weights", "n_zero_modes", "n_never_changed")
 
 
 class ZeroModeCounter:
     """Compares parameters, as they would be stored, with those at the start (paper `zero-modes`, section 2, App. C).
+
+    It holds a copy of the start in each type and a byte a weight and type.
 
     Args:
         model: at the start.
@@ -34,27 +37,22 @@ class ZeroModeCounter:
     def count(self, model: nn.Module, step: int) -> None:
         """Adds the counts after a step; steps that are not counted are not known to have changed anything."""
         for word, dtype in self._dtypes.items():
-            totals: dict[tuple[int | None, str], list[int]] = {}
+            found = []
             for name, parameter in model.named_parameters():
                 same = _bits(parameter, dtype) == self._start[word, name]
                 never = self._never[word, name].logical_and_(same)
-                found = (parameter.numel(), int(same.sum()), int(never.sum()))
-                where = place(name)
-                total = totals.setdefault((where.layer, where.component), [0, 0, 0])
-                for index, amount in enumerate(found):
-                    total[index] += amount
-            for (layer, component), (n_weights, n_same, n_never) in totals.items():
-                self._rows.append(
-                    {
-                        "step": step,
-                        "dtype": word,
-                        "layer": layer,
-                        "component": component,
-                        "n_weights": n_weights,
-                        "n_zero_modes": n_same,
-                        "n_never_changed": n_never,
-                    }
-                )
+                found.append(torch.stack([torch.count_nonzero(same), torch.count_nonzero(never)]))
+            self._add(model, step, word, torch.stack(found).tolist())
+
+    def _add(self, model: nn.Module, step: int, word: str, found: Sequence[Sequence[int]]) -> None:
+        totals: dict[tuple[int | None, str], list[int]] = {}
+        for (name, parameter), counts in zip(model.named_parameters(), found, strict=True):
+            where = place(name)
+            total = totals.setdefault((where.layer, where.component), [0, 0, 0])
+            for index, amount in enumerate((parameter.numel(), *counts)):
+                total[index] += amount
+        for (layer, component), amounts in totals.items():
+            self._rows.append(dict(zip(COLUMNS, (step, word, layer, component, *amounts), strict=True)))
 
     def table(self) -> pd.DataFrame:
         """A row a counted step, stored type, layer and component."""
@@ -72,9 +70,6 @@ class ZeroModeCounter:
         for (word, name), mask in self._never.items():
             mask.copy_(masks[f"{word}.{name}"])
         self._rows = list(rows)
-
-
-COLUMNS = ("step", "dtype", "layer", "component", "n_weights", "n_zero_modes", "n_never_changed")
 
 
 def _bits(parameter: Tensor, dtype: torch.dtype) -> Tensor:

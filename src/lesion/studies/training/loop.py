@@ -1,9 +1,12 @@
 """The Trainer of transformers, told what to count, to store, and how to go on after it was killed."""
 
+import contextlib
 import json
+import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel
 
 from lesion.data import Batch, ImageData, TextData
 from lesion.errors import NonFiniteError
@@ -19,13 +22,48 @@ from lesion.studies.training.counting import ZeroModeCounter
 from lesion.studies.training.evaluation import evaluate
 from lesion.studies.training.holding import HeldAdamW
 from lesion.studies.training.recipe import Keeping, Recipe
-from lesion.studies.training.storing import DTYPES, ModelStore
+from lesion.studies.training.storing import DTYPES, ModelStore, digests, disk_errors, settle
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """The Trainer imports bitsandbytes where it is installed, which warns of a kernel that nobody asked for."""
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+with _quiet_import():
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 Data = TextData | ImageData
-Told = Callable[[int, int, float, int], None]
-"""Told after each step: steps done, steps in all, the loss of the step in nats, and tokens a step."""
 ROWS, MASKS, WHOLE = "lesion.json", "lesion.safetensors", "lesion.whole"
-"""What lesion adds to a checkpoint of the Trainer; the last one is written once everything else is there."""
+"""What lesion adds to a checkpoint of the Trainer; the last one holds digests of all other files, and comes last."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is after a step.
+
+    Attributes:
+        step, steps: done, and in all.
+        loss_nats: of the latest step that is known; a GPU is asked every `Keeping.log_every` steps. NaN before that.
+        n_read: tokens (or images) a step.
+        unit: `tokens` or `images`.
+    """
+
+    step: int
+    steps: int
+    loss_nats: float
+    n_read: int
+    unit: str
+
+
+Told = Callable[[Progress], None]
 
 
 class Windows(torch.utils.data.Dataset[int]):
@@ -63,6 +101,7 @@ class Loop(Trainer):  # type: ignore[misc]
     def __init__(self, recipe: Recipe, **options: Any) -> None:
         super().__init__(**options)
         self._recipe = recipe
+        self._unread: list[Tensor] = []
         self.losses: list[float] = []
         self.rates: list[float] = []
         self.norms: list[float] = []
@@ -83,18 +122,38 @@ class Loop(Trainer):  # type: ignore[misc]
         """One forward and backward pass, whose loss is kept."""
         self.rates.append(float(self.optimizer.param_groups[0]["lr"]))
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self.losses.append(float(loss))
-        if not math.isfinite(self.losses[-1]):
-            raise NonFiniteError(
-                f"the loss of step {self.state.global_step + 1} is {self.losses[-1]}; "
-                "give a lower --learning-rate, a longer --warmup or a smaller --clip"
-            )
+        self._unread.append(loss.detach())
+        if loss.device.type == "cpu":  # asking a GPU at every step would make it wait
+            self.read_losses()
         return loss
+
+    def read_losses(self) -> None:
+        """Fetches the losses of the steps since the last time.
+
+        Raises:
+            NonFiniteError: one is no number.
+        """
+        if not self._unread:
+            return
+        fresh = torch.stack(self._unread).tolist()
+        self._unread.clear()
+        self.losses += fresh
+        for step, loss in enumerate(fresh, start=len(self.losses) - len(fresh) + 1):
+            if not math.isfinite(loss):
+                raise NonFiniteError(
+                    f"the loss of step {step} is {loss}; "
+                    "give a lower --learning-rate, a longer --warmup or a smaller --clip"
+                )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keeps the gradient's norm; everything else that the Trainer says is in the tables."""
+        self.read_losses()
         if "grad_norm" in logs:
             self.norms.append(float(logs["grad_norm"]))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with disk_errors(Path(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
 
 
 class Keeper(TrainerCallback):  # type: ignore[misc]
@@ -108,34 +167,45 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         store: ModelStore,
         counter: ZeroModeCounter | None,
         told: Told | None,
-        tokens: int,
+        n_read: int,
+        outputs: int,
     ) -> None:
-        self.evaluations: list[dict[str, float]] = []
-        self._keeping, self._data, self._held_out = keeping, data, held_out
-        self._store, self._counter, self._told, self._tokens = store, counter, told, tokens
+        self.evaluations: list[dict[str, Any]] = []
+        self._keeping, self._data, self._held_out, self._outputs = keeping, data, held_out, outputs
+        self._store, self._counter, self._told, self._n_read = store, counter, told, n_read
         self.loop: Loop | None = None
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: PreTrainedModel = None, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: PreTrainedModel = None, **_: Any) -> Any:
         """Everything that is due after a step; `save` comes after it."""
-        step, keeping = int(state.global_step), self._keeping
+        step, keeping, is_last = int(state.global_step), self._keeping, state.global_step == state.max_steps
         assert self.loop is not None
+        control.should_log |= is_last
         if self._counter is not None and step % keeping.count_every == 0:
             self._counter.count(model, step)
-        if self._held_out and (step == state.max_steps or _is_due(step, keeping.evaluate_every)):
+        if self._held_out and (is_last or is_due(step, keeping.evaluate_every)):
+            self.loop.read_losses()
             self.evaluate(model, step)
-        if step == state.max_steps or _is_due(step, keeping.store_every):
+        if is_last or is_due(step, keeping.store_every):
+            self.loop.read_losses()
             self._store.store(model, step)
         if self._told:
-            self._told(step, int(state.max_steps), self.loop.losses[-1], self._tokens)
+            loss = self.loop.losses[-1] if self.loop.losses else math.nan
+            unit = "images" if isinstance(self._data, ImageData) else "tokens"
+            self._told(Progress(step, int(state.max_steps), loss, self._n_read, unit))
+        return control
 
     def evaluate(self, model: PreTrainedModel, step: int) -> None:
-        """Adds a row on what was held out."""
-        self.evaluations.append({"step": step, **evaluate(model, self._data, self._held_out)})
+        """Adds rows on what was held out: over all domains (domain None), and by domain where there are several."""
+        pooled, by_domain = evaluate(model, self._data, self._held_out, self._outputs)
+        self.evaluations.append({"step": step, "domain": None, **pooled})
+        if len(self._data.domains) > 1:
+            self.evaluations += [{"step": step, "domain": name, **row} for name, row in by_domain.items()]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Adds what lesion knows to the Trainer's checkpoint, and then the mark that it is whole."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         assert self.loop is not None
+        self.loop.read_losses()
         masks, rows = self._counter.state() if self._counter is not None else ({}, [])
         said = {
             "losses": self.loop.losses,
@@ -144,9 +214,12 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
             "evaluations": self.evaluations,
             "zero_modes": rows,
         }
-        (folder / ROWS).write_text(json.dumps(said))
-        save_file(masks, folder / MASKS)
-        (folder / WHOLE).touch()
+        with disk_errors(folder):
+            (folder / ROWS).write_text(json.dumps(said))
+            save_file(masks, folder / MASKS)
+            settle(folder)
+            (folder / WHOLE).write_text(json.dumps(digests(folder)))
+            settle(folder)
 
     def restore(self, folder: Path) -> None:
         """Goes on from such a checkpoint."""
@@ -158,7 +231,8 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
             self._counter.restore(load_file(folder / MASKS), said["zero_modes"])
 
 
-def _is_due(step: int, every: int) -> bool:
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one."""
     return bool(every) and step % every == 0
 
 
@@ -198,6 +272,8 @@ def make_loop(
         dataloader_drop_last=len(indices) >= recipe.batch_size,
         dataloader_pin_memory=device != "cpu",
     )
+    if arguments.n_gpu > 1:  # the Trainer would split each batch over all of them
+        arguments._n_gpu = 1
     loop = Loop(
         recipe,
         model=model,
@@ -212,10 +288,20 @@ def make_loop(
 
 
 def last_whole(folder: Path) -> Path | None:
-    """The Trainer's latest checkpoint that was written to its end; unfinished ones are removed."""
+    """The Trainer's latest checkpoint that is as it was written; unfinished and damaged ones are removed."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     for path in found:
-        if not (path / WHOLE).exists():
+        if not _is_whole(path):
             shutil.rmtree(path)
     whole = [path for path in found if path.exists()]
     return whole[-1] if whole else None
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        recorded = json.loads((folder / WHOLE).read_bytes())
+        return bool(recorded) and recorded == {
+            name: digest for name, digest in digests(folder).items() if name != WHOLE
+        }
+    except (OSError, ValueError):
+        return False

@@ -9,7 +9,9 @@ import torch
 from lesion.errors import InputError
 from lesion.studies.training.storing import DTYPES
 
-COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CHOICES = {"--schedule": ("cosine", "constant"), "--hold": (None, "bf16", "fp16"), "--compute": ("float32", "bfloat16")}
+STEPS = {"store_every": 0, "count_every": 0, "evaluate_every": 0, "log_every": 1, "save_every": 1}
+"""Numbers of steps in `Keeping`, and the least that each may be."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,13 @@ class Recipe:
         for option, value in positive.items():
             if not value > 0:
                 raise InputError(f"{option} {value} trains nothing; give a positive number")
-        for option, value in {
-            "--warmup": self.warmup,
-            "--weight-decay": self.weight_decay,
-            "--clip": self.clip,
-        }.items():
-            if value < 0:
-                raise InputError(f"{option} {value} is negative; give 0 or more")
-        if self.hold is not None and self.hold not in ("bf16", "fp16"):
-            raise InputError(f"--hold {self.hold!r} is not known; give bf16 or fp16")
+        not_negative = {"--warmup": self.warmup, "--weight-decay": self.weight_decay, "--clip": self.clip}
+        for option, value in not_negative.items():
+            if not value >= 0:
+                raise InputError(f"{option} {value} is no number from 0 on; give 0 or more")
+        for (option, known), chosen in zip(CHOICES.items(), (self.schedule, self.hold, self.compute), strict=True):
+            if chosen not in known:
+                raise InputError(f"{option} {chosen!r} is not known; give {' or '.join(filter(None, known))}")
 
     def arguments(self) -> dict[str, Any]:
         """As plain arguments for a manifest."""
@@ -78,7 +78,7 @@ class Keeping:
         evaluate_every: steps between evaluations on what was held out; the end is evaluated always.
         log_every: steps over which the loss is averaged in the table.
         save_every: steps that a killed run loses at most.
-        held_out: part of the data that is not trained on, its last sequences (or images).
+        held_out: part of the data that is not trained on: the last sequences (or images) of each domain.
     """
 
     store: tuple[str, ...] = ("bf16",)
@@ -96,8 +96,10 @@ class Keeping:
             raise InputError(f"--store {','.join(self.store)!r}: give one or more of {', '.join(DTYPES)}, each once")
         if not 0 <= self.held_out < 1:
             raise InputError(f"--held-out {self.held_out} is not a part of the data; give 0 or more, and less than 1")
-        if self.log_every < 1 or self.save_every < 1:
-            raise InputError("--log-every and --save-every are numbers of steps; give 1 or more")
+        for name, least in STEPS.items():
+            if getattr(self, name) < least:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option} {getattr(self, name)} is no number of steps; give {least} or more")
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:

@@ -1,52 +1,33 @@
 """`lesion train pretrain` and `lesion train finetune`: models made to be looked at (spec `zero-modes`, section 4)."""
 
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel, set_seed
 
-from lesion.anatomy import load
 from lesion.anatomy.wording import quiet_transformers
-from lesion.data import ImageData, TextData, load_images, load_text
-from lesion.data.vocabulary import train_tokenizer
+from lesion.data import ImageData
 from lesion.errors import InputError
-from lesion.results import RunFolder, commit, digest, run_name, versions
+from lesion.results import RunFolder, commit, run_name, versions
 from lesion.studies.setting import Outcome, Reading
-from lesion.studies.training.configurations import architecture
 from lesion.studies.training.counting import ZeroModeCounter
-from lesion.studies.training.loop import Data, Keeper, Told, last_whole, make_loop
+from lesion.studies.training.holding import hold
+from lesion.studies.training.loop import Keeper, Loop, Told, is_due, last_whole, make_loop
 from lesion.studies.training.recipe import Keeping, Recipe
-from lesion.studies.training.storing import ModelStore
+from lesion.studies.training.starting import Specs, Start, from_model, from_nothing, split
+from lesion.studies.training.storing import DTYPES, ModelStore, lost_models, stored_models
 
 MODELS, TRAINER = "models", "trainer"
 
 
-@dataclass(frozen=True)
-class Start:
-    """What training starts from.
-
-    Attributes:
-        model: in float32.
-        beside: tokenizer or image processor, stored with every model.
-        identity: what determines it, for the run's identity.
-        described: what the manifest says of it.
-    """
-
-    model: PreTrainedModel
-    beside: Any
-    data: Data
-    identity: dict[str, Any]
-    described: dict[str, Any]
-
-
 def pretrain(
     config: str,
-    data: "str | Sequence[str]" = "stdlib",
+    data: Specs = "stdlib",
     *,
     tokenizer: str | Path | None = None,
     vocabulary: int | None = None,
@@ -81,32 +62,20 @@ def pretrain(
     Raises:
         LesionError: anything that a user can mend, in one line.
     """
-    kind, reading = architecture(config), reading or Reading(tokens=None)
-    recipe, keeping = recipe or Recipe(), keeping or Keeping()
-
-    def start() -> Start:
-        if kind.reads_images:
-            if tokenizer is not None or vocabulary is not None:
-                raise InputError(f"{config} reads images: leave out --tokenizer and --vocabulary")
-            images = _images(data, kind.context, 1, reading, seed)
-            set_seed(seed)
-            return Start(kind.build(0, kind.context, None), None, images, {"config": config}, {"config": config})
-        context = reading.context or kind.context
-        words = _tokenizer(data, tokenizer, vocabulary or kind.vocabulary, context, reading)
-        text = _text(data, words, context, reading, seed)
-        set_seed(seed)
-        model = kind.build(len(words), max(context, kind.context), words)
-        return Start(model, words, text, {"config": config}, {"config": config, "vocabulary": len(words)})
-
+    reading = reading or Reading(tokens=None)
     said = {"config": config, "vocabulary": vocabulary, "tokenizer": str(tokenizer) if tokenizer else None}
-    asked = _Asked("train pretrain", said, data, reading, recipe, keeping, seed, device, command)
-    return _train(start, asked, config, out, name_folder, resume, overwrite, progress)
+    asked = _Asked(
+        "train pretrain", said, data, reading, recipe or Recipe(), keeping or Keeping(), seed, device, command
+    )
+    where = _Where(Path(out), name_folder, resume, overwrite)
+    return _train(lambda: from_nothing(config, data, tokenizer, vocabulary, reading, seed), asked, where, progress)
 
 
 def finetune(
-    model: str,
-    data: "str | Sequence[str]" = "stdlib",
+    model: str | Path,
+    data: Specs = "stdlib",
     *,
+    allow_pickle: bool = False,
     reading: Reading | None = None,
     recipe: Recipe | None = None,
     keeping: Keeping | None = None,
@@ -121,35 +90,23 @@ def finetune(
 ) -> Outcome:
     """Goes on training a stored model, on other data; arguments and tables are those of `pretrain`.
 
-    Weights are widened to float32 first, exactly; zero modes are counted against them as they were stored.
+    Weights are widened to float32 first, exactly; zero modes are counted against them as they were stored. The
+    learning rate is 1e-4 unless the recipe says otherwise, and a table of positions that is all zeros stays so.
     """
-    reading = reading or Reading(tokens=None)
-    recipe, keeping = recipe or Recipe(learning_rate=1e-4), keeping or Keeping()
-
-    def start() -> Start:
-        found = load(model, device="cpu", dtype="float32")
-        anatomy = found.anatomy
-        identity = {"model": found.fingerprint}
-        described = {"model": found.describe()}
-        if anatomy.objective == "image":
-            config = anatomy.config
-            images = _images(data, config.image_size, config.num_channels, reading, seed, found.image_processor)
-            return Start(anatomy.model, found.image_processor, images, identity, described)
-        if anatomy.objective != "causal":
-            raise InputError(f"{model} is a masked model; causal models and image classifiers can be trained")
-        context = min(reading.context or anatomy.n_positions, anatomy.n_positions)
-        text = _text(data, found.tokenizer, context, reading, seed, anatomy.n_token_ids)
-        return Start(anatomy.model, found.tokenizer, text, identity, described)
-
-    asked = _Asked("train finetune", {"model": model}, data, reading, recipe, keeping, seed, device, command)
-    return _train(start, asked, Path(model).name, out, name_folder, resume, overwrite, progress)
+    reading, recipe = reading or Reading(tokens=None), recipe or Recipe(learning_rate=1e-4)
+    said = {"model": str(model), "allow_pickle": allow_pickle}
+    asked = _Asked("train finetune", said, data, reading, recipe, keeping or Keeping(), seed, device, command)
+    where = _Where(Path(out), name_folder, resume, overwrite)
+    return _train(
+        lambda: from_model(str(model), data, reading, seed, allow_pickle=allow_pickle), asked, where, progress
+    )
 
 
 @dataclass(frozen=True)
 class _Asked:
     study: str
     start: dict[str, Any]
-    data: "str | Sequence[str]"
+    data: Specs
     reading: Reading
     recipe: Recipe
     keeping: Keeping
@@ -158,167 +115,189 @@ class _Asked:
     command: str
 
     def arguments(self) -> dict[str, Any]:
+        """Everything that changes numbers; documents are always packed."""
+        read = {key: value for key, value in self.reading.arguments().items() if key != "pack"}
         return {
             **self.start,
             "data": [self.data] if isinstance(self.data, str) else list(self.data),
-            **self.reading.arguments(),
+            **read,
             **self.recipe.arguments(),
             **self.keeping.arguments(),
             "seed": self.seed,
         }
 
 
-def _tokenizer(data: "str | Sequence[str]", given: str | Path | None, size: int, context: int, reading: Reading) -> Any:
-    if given is None:
-        return train_tokenizer(data, size, context=context, on_bad_row=reading.on_bad_row)
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(given), local_files_only=Path(given).exists())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"--tokenizer {given} cannot be loaded: {str(error).splitlines()[0]}") from None
+@dataclass(frozen=True)
+class _Where:
+    out: Path
+    name_folder: bool
+    resume: bool
+    overwrite: bool
 
 
-def _text(
-    data: "str | Sequence[str]", tokenizer: Any, context: int, reading: Reading, seed: int, ids: int | None = None
-) -> TextData:
-    return load_text(
-        data,
-        tokenizer,
-        context=context,
-        tokens=reading.tokens,
-        bos=reading.bos,
-        pack=True,
-        on_bad_row=reading.on_bad_row,
-        seed=seed,
-        vocabulary_size=ids,
-    )
-
-
-def _images(
-    data: "str | Sequence[str]", size: int, channels: int, reading: Reading, seed: int, processor: Any = None
-) -> ImageData:
-    spec = data if isinstance(data, str) else data[0]
-    if spec == "stdlib" or (not isinstance(data, str) and len(data) != 1):
-        raise InputError("images come from one source; give --data digits, a folder of images, or hf:ID")
-    found = load_images(spec, size=size, channels=channels, processor=processor, n_images=reading.tokens, seed=seed)
-    if found.largest_label < 0:
-        raise InputError(f"'{spec}' has no labels to train on; give a folder with a folder a class, or digits")
-    return found
-
-
-def _train(
-    start: Callable[[], Start],
-    asked: _Asked,
-    name: str,
-    out: Path | str,
-    name_folder: bool,
-    resume: bool,
-    overwrite: bool,
-    progress: Told | None,
-) -> Outcome:
+def _train(start: Callable[[], Start], asked: _Asked, where: _Where, progress: Told | None) -> Outcome:
     asked.recipe.check()
     asked.keeping.check()
+    if not 0 <= asked.seed < 2**32:
+        raise InputError(f"--seed {asked.seed}: give a whole number from 0 to {2**32 - 1}")
+    device = _device(asked.device)
     begun = start()
-    arguments = asked.arguments()
+    data, share = begun.data, asked.keeping.held_out
+    trained, held_out, notes = split(data.domain_of, data.domains, share, gap=int(data.objective != "image"))
+    described = begun.model.describe()
     identity = {
         "study": asked.study,
-        "arguments": arguments,
-        **begun.identity,
-        "data": begun.data.fingerprint,
+        "arguments": asked.arguments(),
+        "model": described["fingerprint"],
+        "data": data.fingerprint,
         "lesion": versions()["lesion"],
     }
+    path = where.out
+    if where.name_folder:
+        path /= run_name(asked.study.replace(" ", "-"), begun.model.name, identity)
+    if where.resume and not (path / "run.json").exists():
+        raise InputError(f"--resume: {path} holds no run; leave --resume out to start it")
     manifest = {
         "study": asked.study,
         "command": asked.command,
-        "arguments": arguments,
+        "arguments": asked.arguments(),
         "versions": versions(),
         "commit": commit(),
-        "device": asked.device,
+        "device": device,
+        "dtype": asked.recipe.compute,
         "seeds": [asked.seed],
-        "start": begun.described,
-        "data": begun.data.description,
+        "model": described,
+        "data": {**data.description, "fingerprint": data.fingerprint},
+        "models": {},
     }
-    path = Path(out) / run_name(asked.study.replace(" ", "-"), name, identity) if name_folder else Path(out)
-    if resume and not (path / "run.json").exists():
-        raise InputError(f"--resume: {path} holds no run; leave --resume out to start it")
-    with RunFolder.open(path, identity=identity, manifest=manifest, overwrite=overwrite) as folder:
-        if folder.is_complete and last_model(folder.path) is not None:
-            tables = {name: folder.read_table(name) for name in folder.manifest["tables"]}
-            return Outcome(tables, folder.path, folder.manifest.get("warnings", []), resumed_complete=True)
+    with RunFolder.open(path, identity=identity, manifest=manifest, overwrite=where.overwrite) as folder:
+        if folder.is_complete:
+            lost = lost_models(folder.path / MODELS, folder.manifest["models"])
+            if not lost:
+                return _complete(folder)
+            folder.finish("running")
+            shutil.rmtree(folder.path / TRAINER, ignore_errors=True)
+            notes.append(f"{', '.join(lost)} was missing or changed: the run was done again")
         with quiet_transformers():
-            tables, facts = _run(begun, asked, folder, progress)
+            run = _Run(begun, asked, folder, device, trained, held_out, progress)
+            tables, facts = run.run()
         for table, frame in tables.items():
             folder.write_table(table, frame)
-        folder.finish("complete", warnings=[], **facts)
-        return Outcome(tables, folder.path, [])
+        warnings = [*begun.warnings, *notes, *run.warnings]
+        folder.finish("complete", warnings=warnings, models=stored_models(folder.path / MODELS), **facts)
+        shutil.rmtree(folder.path / TRAINER, ignore_errors=True)  # three times the model, and of no more use
+        return Outcome(tables, folder.path, folder.manifest["warnings"])
+
+
+def _complete(folder: RunFolder) -> Outcome:
+    shutil.rmtree(folder.path / TRAINER, ignore_errors=True)
+    tables = {name: folder.read_table(name) for name in folder.manifest["tables"]}
+    return Outcome(tables, folder.path, folder.manifest.get("warnings", []), resumed_complete=True)
 
 
 def last_model(run: Path) -> Path | None:
     """The folder of the last stored step of a run, with a folder a type in it."""
-    found = sorted((run / MODELS).glob("step-*"))
+    found = sorted((run / MODELS).glob("step-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     return found[-1] if found else None
 
 
-def split(n_documents: int, held_out: float) -> tuple[range, range]:
-    """Numbers of the sequences to train on and of those held out, the last ones.
+class _Run:
+    """One training, from its start or from where it was stopped."""
 
-    One between them belongs to neither: packed documents go over from one sequence to the next.
-    """
-    n_held_out = round(held_out * n_documents)
-    if held_out and not n_held_out:
-        raise InputError(f"--held-out {held_out} of {n_documents} sequences is none; give more data, or --held-out 0")
-    n_trained = n_documents - n_held_out - bool(n_held_out)
-    if n_trained < 1:
-        raise InputError(f"{n_documents} sequences leave none to train on; give more data, or a smaller --held-out")
-    return range(n_trained), range(n_documents - n_held_out, n_documents)
+    def __init__(
+        self,
+        begun: Start,
+        asked: _Asked,
+        folder: RunFolder,
+        device: str,
+        trained: list[int],
+        held_out: list[int],
+        told: Told | None,
+    ) -> None:
+        recipe, keeping, data = asked.recipe, asked.keeping, begun.data
+        self.warnings: list[str] = []
+        self._model: Any = begun.model.anatomy.model
+        self._recipe, self._keeping, self._data = recipe, keeping, data
+        self._hold()
+        self._n_read = min(recipe.batch_size, len(trained)) * int(data.lengths[trained[0]])
+        self._counter = ZeroModeCounter(self._model, keeping.dtypes) if keeping.count_every else None
+        self._store = ModelStore(folder.path / MODELS, keeping.dtypes, begun.beside)
+        outputs = begun.model.anatomy.vocabulary
+        self._keeper = Keeper(keeping, data, held_out, self._store, self._counter, told, self._n_read, outputs)
+        self._trainer = folder.path / TRAINER
+        self._loop = make_loop(
+            self._model, data, trained, recipe, keeping, self._keeper, self._trainer, seed=asked.seed, device=device
+        )
+        self._counts = {"n_sequences": len(trained), "n_held_out": len(held_out)}
 
+    def _hold(self) -> None:
+        if self._recipe.hold is None:
+            return
+        rounded = hold(self._model, self._recipe.hold, DTYPES[self._recipe.hold])
+        if rounded:
+            self.warnings.append(
+                f"to be held in {self._recipe.hold}, {rounded:,} weights of the start were rounded: zero modes are "
+                "counted against the rounded start, which is stored as step 0"
+            )
 
-def _run(
-    begun: Start, asked: _Asked, folder: RunFolder, progress: Told | None
-) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    recipe, keeping, data = asked.recipe, asked.keeping, begun.data
-    trained, held_out = split(data.n_documents, keeping.held_out)
-    device = _device(asked.device)
-    model = begun.model
-    counter = ZeroModeCounter(model, keeping.dtypes) if keeping.count_every else None
-    store = ModelStore(folder.path / MODELS, keeping.dtypes, begun.beside)
-    tokens_a_step = recipe.batch_size * int(data.lengths[0])
-    keeper = Keeper(keeping, data, held_out, store, counter, progress, tokens_a_step)
-    trainer = folder.path / TRAINER
-    loop = make_loop(model, data, trained, recipe, keeping, keeper, trainer, seed=asked.seed, device=device)
-    earlier = last_whole(trainer)
-    if earlier is None:
-        store.store(model, 0)
-        if held_out:
-            keeper.evaluate(model, 0)
-    else:
-        keeper.restore(earlier)
-    n_before = len(loop.losses)
-    started = time.monotonic()
-    loop.train(resume_from_checkpoint=str(earlier) if earlier else None)
-    seconds = time.monotonic() - started
-    tables = {"training": _losses(loop.losses, loop.rates, loop.norms, keeping.log_every, tokens_a_step)}
-    if keeper.evaluations:
-        tables["training_evaluation"] = pd.DataFrame(keeper.evaluations)
-    if counter is not None:
-        tables["training_zero_modes"] = counter.table()
-    n_steps = len(loop.losses)
-    facts = {
-        "counts": {
+    def run(self) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+        """Trains to the end; tables, and what the manifest says of them."""
+        earlier = self._earlier()
+        if earlier is None:
+            self._store.store(self._model, 0)
+            if self._counts["n_held_out"]:
+                self._keeper.evaluate(self._model, 0)
+        else:
+            self._keeper.restore(earlier)
+        loop, before = self._loop, len(self._loop.losses)
+        started = time.monotonic()
+        loop.train(resume_from_checkpoint=str(earlier) if earlier else None)
+        loop.read_losses()
+        seconds = time.monotonic() - started
+        n_steps = len(loop.losses)
+        if self._recipe.warmup >= n_steps:
+            self.warnings.append(
+                f"the rate rises for {self._recipe.warmup} steps (--warmup) and there were {n_steps}: "
+                "it never reached --learning-rate"
+            )
+        unit = "images" if isinstance(self._data, ImageData) else "tokens"
+        counts = {
             "n_steps": n_steps,
-            "n_tokens": n_steps * tokens_a_step,
-            "n_sequences": len(trained),
-            "n_held_out": len(held_out),
-            "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        },
-        "timings": {
-            "seconds": seconds,
-            "tokens_per_second": (n_steps - n_before) * tokens_a_step / seconds if seconds else None,
-        },
-        "weights": digest({name: list(tensor.shape) for name, tensor in model.state_dict().items()}),
-    }
-    return tables, facts
+            f"n_{unit}_trained": n_steps * self._n_read,
+            **self._counts,
+            "n_parameters": sum(parameter.numel() for parameter in self._model.parameters()),
+        }
+        speed = (n_steps - before) * self._n_read / seconds
+        return self._tables(unit), {
+            "counts": counts,
+            "timings": {"seconds": seconds, **({f"{unit}_per_second": speed} if n_steps > before else {})},
+        }
+
+    def _earlier(self) -> Path | None:
+        """The checkpoint to go on from; none where a model that was stored before it is gone."""
+        earlier = last_whole(self._trainer)
+        if earlier is None:
+            return None
+        step = int(earlier.name.rpartition("-")[2])
+        due = [0, *(done for done in range(1, step + 1) if is_due(done, self._keeping.store_every))]
+        gone = [self._store.at(done).name for done in due if not self._store.at(done).is_dir()]
+        if not gone:
+            return earlier
+        self.warnings.append(f"{', '.join(gone)} was missing from {MODELS}/: the run was begun again")
+        shutil.rmtree(self._trainer)
+        return None
+
+    def _tables(self, unit: str) -> dict[str, pd.DataFrame]:
+        tables = {"training": _losses(self._loop, self._keeping.log_every, self._n_read, unit)}
+        if self._keeper.evaluations:
+            rows = pd.DataFrame(self._keeper.evaluations)
+            whole = rows["domain"].isna()
+            tables["training_evaluation"] = rows[whole].drop(columns="domain").reset_index(drop=True)
+            if not whole.all():
+                tables["training_evaluation_by_domain"] = rows[~whole].reset_index(drop=True)
+        if self._counter is not None:
+            tables["training_zero_modes"] = self._counter.table()
+        return tables
 
 
 def _device(asked: str) -> str:
@@ -331,19 +310,21 @@ def _device(asked: str) -> str:
     return asked
 
 
-def _losses(
-    losses: Sequence[float], rates: Sequence[float], norms: Sequence[float], every: int, tokens: int
-) -> pd.DataFrame:
-    """A row for every so many steps; the loss is their mean, rate and gradient's norm are the last step's."""
+def _losses(loop: Loop, every: int, n_read: int, unit: str) -> pd.DataFrame:
+    """A row for every so many steps, the last one of what is left.
+
+    The loss is the mean over these steps; rate and norm of the gradient (before it was clipped) are those of the last.
+    """
+    ends = [*range(every, len(loop.losses), every), len(loop.losses)]
     rows = []
-    for index, end in enumerate(range(every, len(losses) + 1, every)):
+    for start, end, norm in zip([0, *ends], ends, loop.norms, strict=False):
         rows.append(
             {
                 "step": end,
-                "n_tokens": end * tokens,
-                "loss_nats": sum(losses[end - every : end]) / every,
-                "learning_rate": rates[end - 1],
-                "gradient_norm": norms[index],
+                f"n_{unit}": end * n_read,
+                "loss_nats": sum(loop.losses[start:end]) / (end - start),
+                "learning_rate": loop.rates[end - 1],
+                "gradient_norm": norm,
             }
         )
     return pd.DataFrame(rows)

@@ -8,6 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from lesion.checkpoints import dynamics as following
+from lesion.checkpoints.adapters import Merged, open_tuned
 from lesion.checkpoints.masks import FILE
 from lesion.checkpoints.opened import Checkpoint, open_checkpoint
 from lesion.results import run_name
@@ -52,12 +53,19 @@ def dynamics(
     Raises:
         LesionError: anything that a user can mend, in one line.
     """
-    opened = [open_checkpoint(name, allow_pickle=allow_pickle, verify=verify) for name in checkpoints]
+    opened: list[Checkpoint] = []
+    for name in checkpoints:
+        opened.append(
+            open_tuned(name, opened[0], allow_pickle=allow_pickle, verify=verify)
+            if opened
+            else open_checkpoint(name, allow_pickle=allow_pickle, verify=verify)
+        )
+    notes = [f"{one.name}: {note}" for one in opened if isinstance(one, Merged) for note in one.notes]
     following.refuse_no_series(opened)
     names = own_names([one.folder if Path(one.name).exists() else one.name for one in opened], [None] * len(opened))
     if out is None:
         found = following.dynamics(opened, cast=cast, on_tensor=on_tensor)
-        return Outcome(_tables(found, names), None, _warnings(found, names, cast))
+        return Outcome(_tables(found, names), None, [*notes, *_warnings(found, names, cast)])
 
     def unchanged() -> None:
         for one in opened:
@@ -87,7 +95,7 @@ def dynamics(
         tables = _tables(found, names)
         for name, table in tables.items():
             folder.write_table(name, table)
-        folder.finish("complete", warnings=_warnings(found, names, cast))
+        folder.finish("complete", warnings=[*notes, *_warnings(found, names, cast)])
         return Outcome(tables, folder.path, folder.manifest["warnings"])
 
 

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lesion.report.content import FigureSpec, Section, TableSpec
+from lesion.report.content import Curve, Curves, FigureSpec, Section, TableSpec
 from lesion.report.numbers import count, layer_list, listed
 from lesion.report.sections.zero_modes import pictures
 from lesion.report.sections.zero_modes.rows import (
+    called,
     columns,
     components_list,
     heat,
@@ -20,6 +21,7 @@ from lesion.report.sections.zero_modes.rows import (
     optional_table,
     projections,
     ratio,
+    role_and_marker,
     share,
     significant,
     warnings,
@@ -41,6 +43,7 @@ def section(run: RunView) -> Section:
     """The section of one run, from its tables and, where it looked at matrices, from its images."""
     table, summary = main_table(run, "zero_modes"), main_table(run, "zero_modes_summary")
     uncompared = optional_table(run, "zero_modes_uncompared")
+    ulps = optional_table(run, "zero_modes_ulps")
     looked = pictures.read(run)
     return Section(
         title="Zero modes",
@@ -49,8 +52,8 @@ def section(run: RunView) -> Section:
         overview=(*sentences(table, summary, uncompared, run.manifest), *pictures.sentences(looked)),
         measured=(*notes(table, run.manifest), *pictures.notes(looked)),
         definitions=(*DEFINITIONS, *pictures.definitions(looked)),
-        figures=(*figures(table, run.manifest), *pictures.figures(looked)),
-        tables=(*tables(run, table, summary, uncompared), *pictures.tables(looked)),
+        figures=(*figures(table, run.manifest), *distances(ulps), *pictures.figures(looked)),
+        tables=(*tables(run, table, summary, uncompared, ulps), *pictures.tables(looked)),
         missing=(*warnings(run.manifest), *missing(table), *pictures.missing(looked)),
     )
 
@@ -214,13 +217,41 @@ def figures(table: pd.DataFrame, manifest: dict[str, Any]) -> Iterator[FigureSpe
     yield FigureSpec("zero_modes", caption, label, tuple(panels), columns=columns(panels))
 
 
+def distances(ulps: pd.DataFrame | None) -> Iterator[FigureSpec]:
+    """How far the sampled weights moved, a line a component: what rounding hides are the moves left of 1."""
+    inside = pd.DataFrame() if ulps is None else projections(ulps)
+    if inside.empty:
+        return
+    most = int(inside["ulps_from"].max())
+    x = np.array([1 << power for power in range(max(most, 1).bit_length())], dtype=np.uint64)
+    lines = []
+    for index, component in enumerate(in_order(sorted(set(inside["component"])))):
+        found = inside[inside["component"] == component].groupby("ulps_from")["n_ulps"].sum()
+        shares = 100 * found.reindex(x, fill_value=0).to_numpy() / found.sum()
+        role, marker = role_and_marker(index)
+        lines.append(Curve(called(component), role, x.astype(np.float64), shares, marker=marker))
+    panel = Curves("changed weights (%)", tuple(lines), "units in the last place, from", log_x=True)
+    yield FigureSpec(
+        "zero_modes_distances",
+        "How far sampled weights moved that did change, in units in the last place of their format, all layers "
+        "together: at 1 those that moved by one unit, at 2 by 2 or 3, at 4 by 4 to 7, and so on. A change of less "
+        "than half a unit leaves a zero mode; one that crosses 0 passes all the small numbers and is far to the right.",
+        "Distances of changed weights by component",
+        (panel,),
+    )
+
+
 def _share_of_zeros(rows: pd.DataFrame) -> float:
     total = int(rows["n_zero_modes"].sum())
     return 100 * float((rows["n_both_zero"] - rows["n_signed_zero"]).sum()) / total if total else float("nan")
 
 
 def tables(
-    run: RunView, table: pd.DataFrame, summary: pd.DataFrame, uncompared: pd.DataFrame | None
+    run: RunView,
+    table: pd.DataFrame,
+    summary: pd.DataFrame,
+    uncompared: pd.DataFrame | None,
+    ulps: pd.DataFrame | None,
 ) -> Iterator[TableSpec]:
     """The run's tables, the shortest unfolded."""
     components = optional_table(run, "zero_modes_components")
@@ -229,6 +260,9 @@ def tables(
     text = "By layer and component; the last row is all projection matrices inside blocks."
     yield TableSpec("zero_modes_summary", text, summary, is_open=components is None)
     yield TableSpec("zero_modes", "A row a tensor, as TUNED’s files name it.", table, is_open=False)
+    if ulps is not None:
+        text = "How many of the sampled weights moved by how many units in the last place."
+        yield TableSpec("zero_modes_ulps", text, ulps, is_open=False)
     if uncompared is not None:
         yield TableSpec("zero_modes_uncompared", "Tensors that were not compared, and why.", uncompared, is_open=False)
 

@@ -41,6 +41,12 @@ PLANES = {
     "random": "random weights",
     "matched": "same exponents",
 }
+TITLES = {
+    "binarised": "|W| above its mean",
+    "mask": "zero modes",
+    "random": "random weights",
+    "matched": "random, same exponents",
+}
 OF = {"mean_abs": "mean of |W|", "mean": "mean of W"}
 KEYS = ["tensor", "layer", "component"]
 
@@ -184,7 +190,9 @@ def figures(looked: Looked) -> Iterator[FigureSpec]:
     """The summary of all matrices, a figure a matrix, and a figure a layer of neurons."""
     yield from _summary(looked)
     for index, (tensor, layer, component) in enumerate(looked.matrices):
-        panels: list[Curves | Picture] = [*_spectra(looked, tensor, component), *_pictures(looked, tensor, component)]
+        spectra = list(_spectra(looked, tensor, component))
+        images = _pictures(looked, tensor, component, with_spectra=bool(spectra))
+        panels: list[Curves | Picture] = [*spectra, *images]
         if panels:
             yield _matrix(tuple(panels), layer, component, on_page=index in _shown(looked))
     if looked.neurons is not None:
@@ -246,14 +254,15 @@ def _matrix(panels: tuple[Curves | Picture, ...], layer: int, component: str, *,
     )
     shown = (
         "Pictures: a pixel is the share of weights in its cell of the matrix, from none (white) to the most (black): "
-        "weights whose |w| is above the mean, zero modes, and random weights of the same exponents."
+        "weights whose |w| is above the mean, zero modes, as many random weights, and as many of the same exponents."
     )
-    low = " The last picture is the logarithm of the amplitude in two dimensions around frequency 0." * any(
+    low = " The 2-D spectrum is the logarithm of the amplitude around frequency 0." * any(
         panel.title.startswith("2-D") for panel in panels
     )
     text = f"{called(component)} of layer {layer}. {drawn}{shown}{low}"
     name = f"zero_modes_matrix_{layer}_{component}"
-    return FigureSpec(name, text, f"{called(component)} of layer {layer}", panels, columns=3, on_page=on_page)
+    wide = 4 if any(isinstance(panel, Curves) for panel in panels) else 3
+    return FigureSpec(name, text, f"{called(component)} of layer {layer}", panels, columns=wide, on_page=on_page)
 
 
 def _spectra(looked: Looked, tensor: str, component: str) -> Iterator[Curves]:
@@ -306,22 +315,26 @@ def _harmonics(looked: Looked, tensor: str, component: str, highest: int) -> Ite
             yield Mark(str(first) if times == 1 else "", x=float(times * first))
 
 
-def _pictures(looked: Looked, tensor: str, component: str) -> Iterator[Picture]:
+def _pictures(looked: Looked, tensor: str, component: str, *, with_spectra: bool) -> Iterator[Picture]:
+    """The zero modes beside both controls; the matrix above its mean and its transform before or behind them."""
     if looked.listed_images is None:
         return
     table = looked.listed_images
     rows = table[(table["tensor"] == tensor) & (table["component"] == component)].to_dict("records")
     own = {str(row["of"]): row for row in rows}
-    titles = {"binarised": "|W| above its mean", "mask": "zero modes", "matched": "random, same exponents"}
-    for of, row in ((of, own[of]) for of in titles if of in own):
-        most = f" (black: {share(float(row['value_at_255']))})" if of != "binarised" else ""
+    matrix, masks = ("binarised", "spectrum_2d"), ("mask", "random", "matched")
+    for of in (of for of in ((*matrix, *masks) if with_spectra else (*masks, *matrix)) if of in own):
+        pixels, row = looked.images[str(own[of]["image"])], own[of]
+        if of == "spectrum_2d":
+            axes = ("frequency along inputs", "along outputs")
+            yield Picture("2-D spectrum of |W| above its mean", pixels, (*pixels.shape,), *axes, centred=True)
+            continue
         shape = (int(row["n_outputs"]), int(row["n_inputs"]))
-        yield Picture(titles[of] + most, looked.images[str(row["image"])], shape, "input", "output")
-    if "spectrum_2d" in own:
-        pixels = looked.images[str(own["spectrum_2d"]["image"])]
-        shape = (pixels.shape[0], pixels.shape[1])
-        title, axes = "2-D spectrum of the first picture", ("frequency along inputs", "along outputs")
-        yield Picture(title, pixels, shape, *axes, centred=True)
+        if of in masks:
+            black = f"black: {share(float(row['value_at_255']))}"
+            yield Picture(black, pixels, shape, "input", "output", note=TITLES[of])
+        else:
+            yield Picture(TITLES[of], pixels, shape, "input", "output")
 
 
 def _neurons(neurons: pd.DataFrame, top: pd.DataFrame | None) -> Iterator[FigureSpec]:
