@@ -79,7 +79,7 @@ def test_a_plain_loop_gives_the_same_bits(text: str, tmp_path: Path, monkeypatch
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     found = weights(tmp_path / "run")
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, found[name]), name
@@ -310,9 +310,10 @@ def test_a_loss_that_is_no_number_ends_the_run(text: str, tmp_path: Path) -> Non
 
 def test_every_architecture_says_what_it_is() -> None:
     for name, kind in ARCHITECTURES.items():
-        model = kind.build(
-            300, kind.context, type("T", (), dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")))
-        )
+        beside = type("Tokenizer", (), dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")))
+        model = kind.build(300, kind.context, {7: "seven"} if kind.reads_images else beside)
         n_layers = model.config.num_hidden_layers
         assert f"{n_layers} layer" in kind.says or name == "opt-tiny-nopos"
         assert model.config.hidden_size in (512, 192, 128, 96)
+        if kind.reads_images:
+            assert (model.config.id2label[7], model.config.id2label[8]) == ("seven", "8")
