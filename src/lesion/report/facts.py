@@ -11,7 +11,7 @@ RUN = ("status", "started", "finished", "resumed", "reason", "commit", "device",
 FILES = ("looked_at", "names_aligned")
 """What a run found out about the checkpoints' files that it read."""
 PAIR = ("base", "tuned", "masks", "checkpoints")
-GROUPS = ("timings", "counts", "weights", "arguments", *PAIR, "model", "data", "versions")
+GROUPS = ("timings", "counts", "weights", "arguments", *PAIR, "model", "models", "data", "versions")
 SIZES = (
     ("n_layers", "layers"),
     ("n_heads", "heads"),
@@ -27,8 +27,16 @@ NAMES = {
         "dtype": "number format",
         "seeds": "seed",
     },
-    "timings": {"tokens_per_second": "tokens a second"},
-    "counts": {"n_documents": "documents", "n_tokens": "tokens read", "n_scored": "positions that count"},
+    "timings": {"images_per_second": "images a second", "tokens_per_second": "tokens a second"},
+    "counts": {
+        "n_documents": "documents",
+        "n_held_out": "sequences held out",
+        "n_images_trained": "images trained on, one seen twice counting twice",
+        "n_scored": "positions that count",
+        "n_sequences": "sequences to train on",
+        "n_tokens": "tokens read",
+        "n_tokens_trained": "tokens trained on, one seen twice counting twice",
+    },
     "weights": {
         "streamed": "read from disk block by block",
         "bytes_of_blocks": "bytes of all blocks, as stored",
