@@ -1,5 +1,6 @@
 """`lesion train pretrain` and `lesion train finetune`: models made to be looked at (spec `zero-modes`, section 4)."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -251,7 +252,8 @@ class _Run:
             self._keeper.restore(earlier)
         loop, before = self._loop, len(self._loop.losses)
         started = time.monotonic()
-        loop.train(resume_from_checkpoint=str(earlier) if earlier else None)
+        if earlier is None or not _is_last(earlier):  # the Trainer would go one step beyond its end
+            loop.train(resume_from_checkpoint=str(earlier) if earlier else None)
         loop.read_losses()
         seconds = time.monotonic() - started
         n_steps = len(loop.losses)
@@ -280,6 +282,7 @@ class _Run:
             return None
         step = int(earlier.name.rpartition("-")[2])
         due = [0, *(done for done in range(1, step + 1) if is_due(done, self._keeping.store_every))]
+        due += [step] if _is_last(earlier) else []
         gone = [self._store.at(done).name for done in due if not self._store.at(done).is_dir()]
         if not gone:
             return earlier
@@ -298,6 +301,12 @@ class _Run:
         if self._counter is not None:
             tables["training_zero_modes"] = self._counter.table()
         return tables
+
+
+def _is_last(checkpoint: Path) -> bool:
+    """Whether a checkpoint of the Trainer is that of its last step."""
+    state = json.loads((checkpoint / "trainer_state.json").read_bytes())
+    return bool(state["global_step"] >= state["max_steps"])
 
 
 def _device(asked: str) -> str:
