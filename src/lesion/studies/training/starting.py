@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, set_seed
 
 from lesion.anatomy import Model, adopt, load
 from lesion.anatomy.anatomy import Anatomy, refuse_packed
-from lesion.anatomy.source import resolve
+from lesion.anatomy.source import ZOO, resolve
 from lesion.anatomy.wording import first_line, quiet_transformers
 from lesion.data import ImageData, TextData, load_images, load_text
 from lesion.data.documents import expanded
@@ -103,10 +103,14 @@ def _tokenizer(
         return train_tokenizer(data, size, context=context, on_bad_row=reading.on_bad_row)
     if vocabulary is not None:
         raise InputError(f"--vocabulary {vocabulary} is of a tokenizer trained on the data; --tokenizer has its own")
-    folder = resolve(str(given))
+    name, revision = str(given), None
+    if name.startswith((ZOO, ".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
+        name = str(resolve(name))
+    else:
+        name, _, revision = name.partition("@")
     with quiet_transformers():
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(name, revision=revision or None, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise InputError(f"--tokenizer {given} cannot be loaded: {first_line(error)}") from None
 
