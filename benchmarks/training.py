@@ -2,7 +2,7 @@
 
     python benchmarks/training.py [--rounds 3] [--threads 1]
 
-Two shapes on text of the standard library: `llama-tiny` (8 sequences of 256 tokens a step) and `llama-2l` (2 of 1024,
+Two shapes on text of the standard library: `llama-tiny` (8 sequences of 256 tokens a step) and `llama-2l` (1 of 1024,
 a vocabulary of 32,000). All ways do the same updates from the same weights: AdamW, cosine, clipping at 1. They run in
 fresh processes, in turn; the first steps are left out, and the last one, in which lesion stores its model. `lesion`
 keeps its defaults; `lesion, counting` also counts zero modes in three types after every step. The others read token
@@ -31,7 +31,7 @@ from lesion.studies.setting import Reading
 from lesion.studies.training import Keeping, Progress, Recipe, finetune, pretrain
 from lesion.studies.training.loop import Trainer, TrainerCallback, TrainingArguments
 
-SHAPES = {"llama-tiny": (8, 256, 40), "llama-2l": (2, 1024, 12)}
+SHAPES = {"llama-tiny": (8, 256, 24), "llama-2l": (1, 1024, 11)}
 """Sequences a step, tokens a sequence, steps."""
 FIRST = 4
 """Steps before the clock starts."""
@@ -160,8 +160,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["LESION_CACHE"] = f"{temporary}/cache"
         prepare(Path(temporary))
-        runs = {shape: rounds(Path(temporary), shape, arguments) for shape in SHAPES}
-    report(runs, arguments.threads)
+        runs = {}
+        for shape in SHAPES:
+            runs[shape] = rounds(Path(temporary), shape, arguments)
+            report(runs, arguments.threads)
 
 
 def rounds(folder: Path, shape: str, arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
@@ -180,6 +182,7 @@ def rounds(folder: Path, shape: str, arguments: argparse.Namespace) -> dict[str,
             ]
             printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             runs[way].append(json.loads(printed.splitlines()[-1]))
+            print(shape, way, runs[way][-1], file=sys.stderr)
     return runs
 
 

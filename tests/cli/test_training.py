@@ -88,6 +88,11 @@ def test_one_sequence_has_no_standard_error() -> None:
         ([*PRETRAIN, "--store", "int8"], "error: --store 'int8': give one or more of bf16, fp16, fp32"),
         ([*PRETRAIN, "--learning-rate", "0"], "error: --learning-rate 0.0 trains nothing"),
         ([*PRETRAIN, "--tokenizer", "zoo:python-8l"], "error: --vocabulary 280 is of a tokenizer trained on the data"),
+        (
+            [*PRETRAIN[:5], "--tokenizer", "owner/nothing"],
+            "error: --tokenizer owner/nothing cannot be fetched from the hub",
+        ),
+        ([*PRETRAIN[:5], "--tokenizer", "./nothing"], "error: there is no model folder at ./nothing"),
         ([*PRETRAIN, "--held-out", "0.001", "--tokens", "200"], "error: --held-out 0.001 of 13 sequences is none"),
         ([*PRETRAIN, "--device", "tpu"], "error: --device 'tpu': training takes auto, cpu or cuda"),
         (["pretrain", "--config", "vit-digits", "--context", "9"], "error: --context: for text only"),

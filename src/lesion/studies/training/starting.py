@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from jaxtyping import Int
 from transformers import AutoTokenizer, set_seed
 
 from lesion.anatomy import Model, adopt, load
 from lesion.anatomy.anatomy import Anatomy, refuse_packed
-from lesion.anatomy.source import ZOO, resolve
+from lesion.anatomy.source import PATTERNS, ZOO, resolve
 from lesion.anatomy.wording import first_line, quiet_transformers
 from lesion.data import ImageData, TextData, load_images, load_text
 from lesion.data.documents import expanded
@@ -103,16 +104,23 @@ def _tokenizer(
         return train_tokenizer(data, size, context=context, on_bad_row=reading.on_bad_row)
     if vocabulary is not None:
         raise InputError(f"--vocabulary {vocabulary} is of a tokenizer trained on the data; --tokenizer has its own")
-    name, revision = str(given), None
-    if name.startswith((ZOO, ".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
-        name = str(resolve(name))
-    else:
-        name, _, revision = name.partition("@")
+    folder = _tokenizer_folder(str(given))
     with quiet_transformers():
         try:
-            return AutoTokenizer.from_pretrained(name, revision=revision or None, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise InputError(f"--tokenizer {given} cannot be loaded: {first_line(error)}") from None
+
+
+def _tokenizer_folder(name: str) -> Path:
+    """As `resolve`, but without the weights of a model on the hub."""
+    if name.startswith((ZOO, ".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
+        return resolve(name)
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=PATTERNS))
+    except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
+        raise InputError(f"--tokenizer {name} cannot be fetched from the hub: {type(error).__name__}") from None
 
 
 def _picture_model(

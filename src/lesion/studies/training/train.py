@@ -217,7 +217,7 @@ class _Run:
     ) -> None:
         recipe, keeping, data = asked.recipe, asked.keeping, begun.data
         self.warnings: list[str] = []
-        self._model: Any = begun.model.anatomy.model
+        self._model: Any = begun.model.anatomy.model.to(device)
         self._recipe, self._keeping, self._data = recipe, keeping, data
         self._hold()
         self._n_read = min(recipe.batch_size, len(trained)) * int(data.lengths[trained[0]])
