@@ -258,6 +258,29 @@ def test_the_most_affected_neuron_is_named_beside_its_controls(runs: dict[str, P
     assert (np.diff(losses.curves[-1].y) <= 0).all()
 
 
+def test_controls_of_neurons_are_sorted_draw_by_draw(runs: dict[str, Path]) -> None:
+    """The mean of three draws spreads less than one: sorted after averaging, it would lie under any single draw."""
+    neurons, made = table(runs["diff"], "zero_modes_neurons"), section(runs["diff"])
+    own = neurons[(neurons["layer"] == 0) & (neurons["component"] == neurons["component"].iloc[0])]
+    top = table(runs["diff"], "zero_modes_neurons_top").query("layer == 0").iloc[0]
+    assert own["component"].iloc[0] == top["component"]
+    panels = figure(made, "zero_modes_neurons_0").panels
+    losses = next(p for p in panels if isinstance(p, Curves) and p.note == top["component"] and "lost" in p.title)
+    for curve, of in zip(losses.curves, ("random", "matched"), strict=False):
+        draws = [sorted(own[f"change_{of}_{draw}"], reverse=True) for draw in (1, 2, 3)]
+        np.testing.assert_allclose(curve.y, [100 * sum(at) / 3 for at in zip(*draws, strict=True)])
+        np.testing.assert_allclose(curve.low, [100 * min(at) for at in zip(*draws, strict=True)])
+        np.testing.assert_allclose(curve.high, [100 * max(at) for at in zip(*draws, strict=True)])
+        assert curve.y[0] == pytest.approx(100 * top[f"largest_{of}"])  # the dashed line is where the curve begins
+        assert curve.y[0] > 100 * own[f"change_{of}"].max()
+
+
+def test_runs_without_single_draws_are_refused_in_a_line(runs: dict[str, Path], tmp_path: Path) -> None:
+    tables = {"zero_modes_neurons": lambda found: found.drop(columns=[f"change_matched_{draw}" for draw in (1, 2, 3)])}
+    with pytest.raises(RunFolderError, match=r"no column change_matched_1.*--overwrite"):
+        changed(runs, "diff", tmp_path, tables)
+
+
 def test_structure_is_over_that_of_noise(runs: dict[str, Path]) -> None:
     planes = table(runs["diff"], "zero_modes_spectra_2d")
     panel = grid(section(runs["diff"]), "zero_modes_structure", "2-D")

@@ -54,7 +54,7 @@ COLUMNS = {
         *("of", "seed", "share_on_axes", "share_between_outputs", "share_between_inputs", "share_expected"),
         "amplitude_share_on_axes",
     ),
-    "zero_modes_neurons": _NEURON,
+    "zero_modes_neurons": (*_NEURON, *(f"change_{of}_{draw + 1}" for of in CONTROLS for draw in range(N_SEEDS))),
     "zero_modes_neurons_top": (
         *_NEURON,
         *("change_median", "largest_random", "largest_random_sd", "largest_matched", "largest_matched_sd"),
@@ -355,6 +355,7 @@ class _Matrix:
         for of in CONTROLS:
             columns[f"change_{of}"] = changes[of].mean(axis=0)
             columns[f"change_{of}_sd"] = changes[of].std(axis=0, ddof=1)
+            columns |= {f"change_{of}_{draw + 1}": change for draw, change in enumerate(changes[of])}
         self._found.tables.add("zero_modes_neurons", self._part, columns, len(whole.absolute))
         self._most_affected(columns, changes)
 
@@ -365,7 +366,7 @@ class _Matrix:
             self._note("neurons of nothing but zeros: none is most affected")
             return
         top = known[np.argmax(changes["mask"][0][known])]
-        row = {name: np.asarray(values)[top].item() for name, values in columns.items()}
+        row = {name: np.asarray(columns[name])[top].item() for name in _NEURON}
         row["change_median"] = float(np.median(changes["mask"][0][known]))
         for of in CONTROLS:
             largest = changes[of][:, known].max(axis=1)

@@ -1,5 +1,6 @@
 """Pictures of matrices that a `zero-modes diff` looked at: spectra, masks and neurons (Figs 1, 2, 4, 9, 17; §5.1)."""
 
+import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -352,8 +353,9 @@ def _neurons(neurons: pd.DataFrame, top: pd.DataFrame | None) -> Iterator[Figure
             f"Neurons of layer {layer}, by {listed([called(component) for component, _ in parts])}. Above: mean |w| of "
             "each neuron, in order of size, with all weights and with zero modes set to 0. Below: the share of its "
             "summed |w| that a neuron loses, the most affected neurons first, when zero modes, as many random weights "
-            "or as many of the same exponents are set to 0 (controls: means over draws, in their own order; dashed: "
-            "their most affected neuron, mean over draws). Named: the neuron that zero modes affect most.",
+            "or as many of the same exponents are set to 0 (controls: each draw in its own order, then mean and range "
+            "over draws; dashed: their most affected neuron, mean over draws). Named: the neuron that zero modes "
+            "affect most.",
             f"Neurons of layer {layer}",
             (*profiles, *losses),
             columns=len(parts),
@@ -390,14 +392,22 @@ def _profile(rows: pd.DataFrame, component: str) -> Curves:
 
 def _losses(rows: pd.DataFrame, component: str, top: pd.Series | None) -> Curves:
     lines, marks = [], list[Mark]()
-    for weights, column in (("random", "change_random"), ("matched", "change_matched"), ("zero_modes", "change")):
-        values = 100 * np.sort(numbers(rows, column))[::-1]
-        values = values[np.isfinite(values)]
-        x = np.arange(1, len(values) + 1, dtype=np.float64)
-        label = "zero modes" if weights == "zero_modes" else LABELS[weights]
-        lines.append(Curve(label, WEIGHTS[weights], x, values))
-        if top is not None and weights != "zero_modes":
+    for weights in ("random", "matched"):
+        names = [name for name in map(str, rows) if re.fullmatch(rf"change_{weights}_\d+", name)]
+        if not names:
+            raise RunFolderError(
+                f"zero_modes_neurons has no column change_{weights}_1: an earlier version made this run; "
+                "give the command again with --overwrite"
+            )
+        draws = _sorted([numbers(rows, name) for name in names])
+        x = np.arange(1, draws.shape[1] + 1, dtype=np.float64)
+        ends = (draws.min(axis=0), draws.max(axis=0))
+        lines.append(Curve(LABELS[weights], WEIGHTS[weights], x, draws.mean(axis=0), *ends))
+        if top is not None:
             marks.append(Mark("", y=100 * float(top[f"largest_{weights}"]), role=WEIGHTS[weights]))
+    values = _sorted([numbers(rows, "change")])[0]
+    x = np.arange(1, len(values) + 1, dtype=np.float64)
+    lines.append(Curve("zero modes", WEIGHTS["zero_modes"], x, values))
     if top is not None:
         name = f"neuron {top['neuron']}"
         marks.append(Mark(name, x=1.0, y=100 * float(top["change"]), role=WEIGHTS["zero_modes"]))
@@ -409,6 +419,15 @@ def _losses(rows: pd.DataFrame, component: str, top: pd.Series | None) -> Curves
         marks=tuple(marks),
         note=component,
     )
+
+
+def _sorted(draws: list[np.ndarray]) -> np.ndarray:
+    """Losses in per cent, a row a draw, the greatest first.
+
+    Each draw is sorted by itself: the mean of several draws of a neuron spreads less than one draw, and the zero modes
+    are one.
+    """
+    return np.stack([100 * np.sort(draw[np.isfinite(draw)])[::-1] for draw in draws])
 
 
 def tables(looked: Looked) -> Iterator[TableSpec]:
