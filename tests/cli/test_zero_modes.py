@@ -46,6 +46,21 @@ def test_from_a_pair_to_an_edited_checkpoint(pair: None) -> None:
     AutoModelForCausalLM.from_pretrained("edited")
 
 
+def test_included_components_are_a_list_with_commas_or_an_option_each(pair: None) -> None:
+    """As elsewhere, so that neither way of writing a list is an error."""
+    run("diff", "base", "tuned", "--look", "none", "--out", "masks")
+    lists = {"commas": ["--include", "embed, norm"], "each": ["--include", "embed", "--include", "norm"], "none": []}
+    n_set = {}
+    for name, options in lists.items():
+        code, said, _ = run("apply", "tuned", "masks", "--out", name, "--json", *options)
+        assert code == 0
+        n_set[name] = json.loads(said)["n_weights_set"]
+    assert n_set["commas"] == n_set["each"] > n_set["none"]
+    code, _, error = run("apply", "tuned", "masks", "--out", "other", "--include", "embed,norms")
+    assert code == 2
+    assert "'norms' cannot be included" in error
+
+
 def test_json(pair: None) -> None:
     code, said, _ = run("diff", "base", "tuned", "--look", "none", "--json")
     assert code == 0

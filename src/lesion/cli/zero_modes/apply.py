@@ -40,7 +40,8 @@ def apply(
     seed: Annotated[int | None, typer.Option(help="Seed of the random kinds, and only of them.")] = None,
     disjoint: Annotated[bool, typer.Option("--disjoint", help="Random weights that are no zero modes.")] = False,
     include: Annotated[
-        list[str] | None, typer.Option(help="embed, unembed, norm or bias: what counts beside the projections.")
+        list[str] | None,
+        typer.Option(help="embed, unembed, norm or bias: what counts beside the projections; several with commas."),
     ] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -61,7 +62,7 @@ def apply(
             value=value.value,
             seed=seed,
             disjoint=disjoint,
-            include=include or (),
+            include=[word.strip() for given in include or () for word in given.split(",")],
         )
     in_scope = sum(done.n_in_scope.values())
     for note in done.notes:
