@@ -113,6 +113,21 @@ def test_other_arguments_and_other_pairs_are_refused(pair: tuple[Path, Path], tm
     assert not (tmp_path / "other").exists()
 
 
+def test_of_nan_in_tuned_it_is_said_which_sizes_are_not_known(pair: tuple[Path, Path]) -> None:
+    name = "model.layers.1.mlp.gate_proj.weight"
+    assert not any("NaN" in line for line in diff(str(pair[0]), str(pair[1])).warnings)
+    for side, is_said in ((0, False), (1, True)):  # sizes are those of TUNED
+        path = pair[side] / "model.safetensors"
+        tensors = load_file(path)
+        tensors[name][0, 0] = float("nan")
+        save_file(tensors, path, metadata={"format": "pt"})
+        outcome = diff(str(pair[0]), str(pair[1]))
+        assert "1 weights are NaN on one side or both" in outcome.warnings
+        assert any(line.startswith(f"{name}: NaN in TUNED") for line in outcome.warnings) == is_said
+        rows = outcome.tables["zero_modes"].set_index("tensor")
+        assert rows["mean_abs"].isna().to_dict() == {each: is_said and each == name for each in rows.index}
+
+
 def test_what_a_reader_must_know_is_said(pair: tuple[Path, Path]) -> None:
     path = pair[0] / "model.safetensors"
     tensors = {key: value.half() for key, value in load_file(path).items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from lesion.anatomy.wording import some
 from lesion.checkpoints.adapters import Merged, open_tuned
 from lesion.checkpoints.align import align
 from lesion.checkpoints.compare import Comparison, Options, TensorRow, compare
@@ -219,6 +220,11 @@ def _warnings(found: Comparison) -> list[str]:
         )
     if nan := sum(row.n_nan for row in found.rows):
         lines.append(f"{nan} weights are NaN on one side or both")
+    if unknown := [row.tensor for row in found.rows if row.n_nan and math.isnan(row.mean_abs)]:
+        lines.append(
+            f"{some(unknown)}: NaN in TUNED, so how large the zero modes are is not known there, "
+            "and means over tensors leave these out"
+        )
     return lines
 
 
