@@ -240,6 +240,24 @@ def test_names_with_a_prefix_and_tensors_that_do_not_fit(tmp_path: Path) -> None
     assert (score.tensor, score.shape_a, score.shape_b, score.reason) == ("score.weight", None, (2,), "only in other")
 
 
+def test_a_tensor_has_one_name_in_all_pairs(tmp_path: Path) -> None:
+    """Two names of one tensor would be counted as two tensors wherever a table's names are."""
+    masks = random_masks(0, 0.5)
+    short = {name.removeprefix("model."): mask for name, mask in masks.items()}
+    extra = {"model.layers.1.mlp.up_proj.weight": torch.ones(3, 2, dtype=torch.bool)}  # not in the first
+    given = {
+        "short": masks_of(tmp_path / "a", short),
+        "one": masks_of(tmp_path / "b", masks | extra),
+        "two": masks_of(tmp_path / "c", masks | extra),
+    }
+    found = overlap(given)
+    names = {pair: {row.tensor for row in found.pairs if (row.a, row.b) == pair} for pair in combinations(given, 2)}
+    assert names["short", "one"] == names["short", "two"] == set(short)
+    assert names["one", "two"] == set(short) | set(extra)
+    turned = overlap(dict(reversed(given.items())))
+    assert {row.tensor for row in turned.pairs} == set(masks) | set(extra)
+
+
 def test_weights_stored_apart_or_with_a_prefix_are_found(tmp_path: Path) -> None:
     """Masks of a fused matrix, and a base that stores its parts, whose exponents are all different."""
     front = "layers.0.self_attn"

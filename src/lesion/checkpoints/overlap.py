@@ -37,7 +37,7 @@ class PairRow:
 
     Attributes:
         a, b: names of the masks.
-        tensor: as the mask `a` names it.
+        tensor: as the first of all masks that has it names it, so that a tensor has one name in all pairs.
         layer: number of its block, None outside blocks.
         n_weights: of the tensor.
         n_a, n_b, n_both, n_either: zero modes of `a`, of `b`, of both, of at least one.
@@ -339,7 +339,7 @@ def _n_bins(kind: torch.dtype) -> int:
 
 def _pair_row(names: Sequence[str], members: Sequence[_Member], counts: _Counts, places: tuple[int, int]) -> PairRow:
     first, second = places
-    where = place(members[first].tensor)
+    where = place(members[0].tensor)
     n_a, n_b, n_both = counts.of_each[first], counts.of_each[second], counts.shared[places]
     mean, variance = by_chance(*(np.array([amount]) for amount in (counts.n_weights, n_a, n_b)))
     mean_in_bins, variance_in_bins = np.array([math.nan]), np.array([math.nan])
@@ -348,7 +348,7 @@ def _pair_row(names: Sequence[str], members: Sequence[_Member], counts: _Counts,
     return PairRow(
         a=names[members[first].at],
         b=names[members[second].at],
-        tensor=members[first].tensor,
+        tensor=members[0].tensor,
         layer=where.layer,
         component=where.component,
         n_weights=counts.n_weights,
