@@ -81,6 +81,16 @@ def test_a_profile_that_each_head_repeats_is_all_harmonics() -> None:
     assert harmonics(amplitudes(shifted), 128, 8).share == pytest.approx(1.0, abs=1e-12)
 
 
+def test_heads_that_differ_only_in_size_leave_everything_but_harmonics() -> None:
+    """So that a share below that of noise is structure too, and not its absence."""
+    sizes = np.repeat(np.random.default_rng(0).random(6), 48)
+    found = harmonics(amplitudes(sizes), 288, 6)
+    assert found.share < 1e-20  # sums of 288 numbers below 1, rounded
+    assert found.expected > 0.1
+    mixed = sizes + np.tile(np.random.default_rng(1).random(48), 6)  # and a shape that all repeat
+    assert harmonics(amplitudes(mixed), 288, 6).share > 0.1
+
+
 def test_white_noise_has_the_expected_share() -> None:
     generator = np.random.default_rng(3)
     shares = np.array([harmonics(amplitudes(generator.normal(0, 1, 64)), 64, 8).share for _ in range(400)])

@@ -223,7 +223,9 @@ def _summary(looked: Looked) -> Iterator[FigureSpec]:
             "zero_modes_structure",
             "Regularity of each matrix that was looked at, named by layer and component: the share of power at the "
             "harmonics of its heads over the share that white noise has there, and the share of power on the axes of "
-            "the transform in two dimensions likewise; 1 is none. Controls are means over draws.",
+            "the transform in two dimensions likewise; 1 is white noise. Harmonics are what heads of one shape leave; "
+            "heads that differ only in size leave everything but harmonics, which is below 1 and structure too. "
+            "Controls are means over draws.",
             "Regularity of weights, zero modes and controls by matrix",
             tuple(panels),
             columns=columns(panels),
