@@ -1,6 +1,6 @@
 """How fast lesion trains, beside a plain Trainer of transformers and beside a bare loop of PyTorch.
 
-    python benchmarks/training.py [--rounds 3] [--threads 1]
+    python benchmarks/training.py [--rounds 3] [--threads 1] [--shapes llama-tiny llama-2l]
 
 Two shapes on text of the standard library: `llama-tiny` (8 sequences of 256 tokens a step) and `llama-2l` (1 of 1024,
 a vocabulary of 32,000). All ways do the same updates from the same weights: AdamW, cosine, clipping at 1. They run in
@@ -44,9 +44,10 @@ def now() -> Stamp:
     return time.perf_counter(), time.process_time()
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, shapes: list[str]) -> None:
     """A start of each shape, stored by lesion itself, with the tokenizer of its data."""
-    for shape, (_, context, _) in SHAPES.items():
+    for shape in shapes:
+        context = SHAPES[shape][1]
         pretrain(
             shape,
             "stdlib",
@@ -150,6 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--child", nargs=3, metavar=("FOLDER", "SHAPE", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -159,11 +161,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["LESION_CACHE"] = f"{temporary}/cache"
-        prepare(Path(temporary))
-        runs = {}
-        for shape in SHAPES:
-            runs[shape] = rounds(Path(temporary), shape, arguments)
-            report(runs, arguments.threads)
+        prepare(Path(temporary), arguments.shapes)
+        for shape in arguments.shapes:
+            report(shape, rounds(Path(temporary), shape, arguments), arguments.threads)
 
 
 def rounds(folder: Path, shape: str, arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
@@ -186,27 +186,26 @@ def rounds(folder: Path, shape: str, arguments: argparse.Namespace) -> dict[str,
     return runs
 
 
-def report(runs: dict[str, dict[str, list[dict[str, float]]]], threads: int) -> None:
-    """Medians over rounds; a ratio is the median of those of each round."""
-    results: dict[str, Any] = {
+def report(shape: str, ways: dict[str, list[dict[str, float]]], threads: int) -> None:
+    """Medians over rounds, beside those of other shapes; a ratio is the median of those of each round."""
+    path = Path(__file__).with_suffix(".json")
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results[shape] = {
         "date": datetime.date.today().isoformat(),
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "torch": torch.__version__},
         "threads": threads,
-        "tokens_per_second": {},
-        "times_lesion": {},
-    }
-    for shape, ways in runs.items():
-        results["tokens_per_second"][shape] = {
+        "tokens_per_second": {
             way: {clock: [round(run[clock]) for run in found] for clock in ("wall", "processor")}
             for way, found in ways.items()
-        }
-        results["times_lesion"][shape] = {
+        },
+        "times_as_fast": {
             f"{ours} / {other}": {clock: _ratio(ways[ours], ways[other], clock) for clock in ("wall", "processor")}
             for ours in WAYS[:2]
             for other in WAYS[2:]
-        }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
+        },
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results[shape], indent=2))
 
 
 def _ratio(ours: list[dict[str, float]], other: list[dict[str, float]], clock: str) -> float:

@@ -68,7 +68,7 @@ def test_a_plain_loop_gives_the_same_bits(text: str, tmp_path: Path, monkeypatch
     norms = [parameter for name, parameter in model.named_parameters() if "norm" in name]
     others = [parameter for name, parameter in model.named_parameters() if "norm" not in name]
     groups = [{"params": others, "weight_decay": 0.05}, {"params": norms, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=2, num_training_steps=6)
     losses = []
     for indices in seen[:6]:
@@ -188,7 +188,7 @@ def test_held_parameters_are_rounded_and_moments_are_not(held: torch.dtype) -> N
     start = torch.randn(50, generator=generator).to(held).float()
     gradients = [torch.randn(50, generator=generator) for _ in range(3)]
     parameter = torch.nn.Parameter(start.clone())
-    optimizer = HeldAdamW([parameter], held=held, lr=1e-2, weight_decay=0.1)
+    optimizer = HeldAdamW([parameter], held=held, lr=1e-2, weight_decay=0.1, fused=True)
     expected = start.clone()
     first, second = torch.zeros(50), torch.zeros(50)
     for step, gradient in enumerate(gradients, start=1):

@@ -115,7 +115,7 @@ class Loop(Trainer):  # type: ignore[misc]
             {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
         ]
         held = DTYPES[self._recipe.hold] if self._recipe.hold else None
-        self.optimizer = HeldAdamW(groups, held=held, lr=self._recipe.learning_rate)
+        self.optimizer = HeldAdamW(groups, held=held, lr=self._recipe.learning_rate, fused=True)
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
