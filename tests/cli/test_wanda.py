@@ -30,7 +30,9 @@ def masks(tiny_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytes
     for value in tensors.values():
         value.flatten()[::4] += 0.5
     save_file(tensors, "tuned/model.safetensors", metadata={"format": "pt"})
-    result = CliRunner().invoke(app, ["zero-modes", "diff", "base", "tuned", "--look", "none", "--out", "masks", "--quiet"])
+    result = CliRunner().invoke(
+        app, ["zero-modes", "diff", "base", "tuned", "--look", "none", "--out", "masks", "--quiet"]
+    )
     assert result.exit_code == 0
 
 

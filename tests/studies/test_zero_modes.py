@@ -135,5 +135,5 @@ def test_what_a_reader_must_know_is_said(pair: tuple[Path, Path]) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
     outcome = diff(str(pair[0]), str(pair[1]))
     assert any("float16" in line and "compared as float32" in line for line in outcome.warnings)
-    assert any("1 tensors have no counterpart" in line for line in outcome.warnings)
+    assert any("1 tensor has no counterpart" in line for line in outcome.warnings)
     assert outcome.tables["zero_modes_uncompared"]["tensor"].tolist() == ["model.norm.weight"]

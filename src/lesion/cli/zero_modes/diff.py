@@ -13,6 +13,7 @@ import typer
 from lesion.cli.console import Output, errors_in_one_line, shown
 from lesion.cli.interrupts import INTERRUPTS
 from lesion.cli.options import (
+    CHECKPOINT,
     CheckpointArgument,
     DebugOption,
     JsonOption,
@@ -21,7 +22,7 @@ from lesion.cli.options import (
     PickleOption,
     QuietOption,
 )
-from lesion.cli.zero_modes.ending import print_grid, say
+from lesion.cli.zero_modes.ending import page_of, print_grid, say
 
 
 class Cast(StrEnum):
@@ -30,7 +31,7 @@ class Cast(StrEnum):
 
 def diff(
     base: CheckpointArgument,
-    tuned: CheckpointArgument,
+    tuned: Annotated[str, typer.Argument(help=CHECKPOINT + " Or a folder with a LoRA adapter of BASE.")],
     cast: Annotated[
         Cast | None, typer.Option(help="Round both sides first, which makes zero modes that the files do not have.")
     ] = None,
@@ -60,7 +61,6 @@ def diff(
     output = Output(out, False, overwrite, quiet, as_json)
     with errors_in_one_line(debug):
         from lesion.checkpoints.compare import Options
-        from lesion.report import write_report
         from lesion.studies.zero_modes import diff
 
         with output.console.status("comparing") as status:
@@ -89,7 +89,7 @@ def diff(
             )
             status.update("drawing figures")
             assert outcome.path is not None  # a run folder was asked for
-            page = write_report(outcome.path)
+            page = page_of(outcome)
     say(output, outcome, report=str(page))
     if not output.quiet:
         _print_summary(outcome.tables)

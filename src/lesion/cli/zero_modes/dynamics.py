@@ -19,7 +19,7 @@ from lesion.cli.options import (
     PickleOption,
     QuietOption,
 )
-from lesion.cli.zero_modes.ending import number, print_grid, say
+from lesion.cli.zero_modes.ending import number, page_of, print_grid, say
 
 MEASURES = {
     "zero modes": "fraction",
@@ -52,7 +52,6 @@ def dynamics(
     """Follow a series of checkpoints: weights that never changed, and those that changed and came back."""
     output = Output(out, False, overwrite, quiet, as_json)
     with errors_in_one_line(debug):
-        from lesion.report import write_report
         from lesion.studies.zero_modes import dynamics
         from lesion.studies.zero_modes.dynamics import note
 
@@ -74,7 +73,7 @@ def dynamics(
                 on_tensor=on_tensor,
             )
         assert outcome.path is not None  # a run folder was asked for
-        page = write_report(outcome.path)
+        page = page_of(outcome)
     said = note(len(checkpoints) - 1)
     say(output, outcome, report=str(page), note=said, n_checkpoints=len(checkpoints) - 1)
     if output.quiet:

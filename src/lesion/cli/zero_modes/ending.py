@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -19,6 +20,14 @@ def say(output: Output, outcome: Any, **more: object) -> None:
     if output.as_json:
         tables = {name: str(outcome.path / "tables" / f"{name}.parquet") for name in outcome.tables}
         typer.echo(json.dumps({"run": str(outcome.path), "warnings": outcome.warnings, "tables": tables, **more}))
+
+
+def page_of(outcome: Any) -> Path:
+    """The run's page: drawn now, unless the run was complete before and has its page."""
+    from lesion.report import write_report
+
+    page: Path = outcome.path / "report.html"
+    return page if outcome.resumed_complete and page.is_file() else write_report(outcome.path)
 
 
 def print_grid(title: str, headings: list[str], rows: list[list[str]]) -> None:

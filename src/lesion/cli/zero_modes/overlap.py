@@ -18,7 +18,7 @@ from lesion.cli.options import (
     PickleOption,
     QuietOption,
 )
-from lesion.cli.zero_modes.ending import number, print_grid, say
+from lesion.cli.zero_modes.ending import number, page_of, print_grid, say
 
 MEASURES = {
     "share of A": ("share_of_a", ".2%"),
@@ -54,7 +54,6 @@ def overlap(
     """Count the zero modes that several pairs share, beside what chance would make them share."""
     output = Output(out, False, overwrite, quiet, as_json)
     with errors_in_one_line(debug):
-        from lesion.report import write_report
         from lesion.studies.zero_modes import overlap
 
         with output.console.status("counting") as status:
@@ -74,7 +73,7 @@ def overlap(
                 on_tensor=on_tensor,
             )
         assert outcome.path is not None  # a run folder was asked for
-        page = write_report(outcome.path)
+        page = page_of(outcome)
     say(output, outcome, report=str(page))
     if output.quiet:
         return

@@ -42,7 +42,7 @@ from lesion.cli.options import (
     chosen_batch_size,
     chosen_memory,
 )
-from lesion.cli.zero_modes.ending import print_grid, say
+from lesion.cli.zero_modes.ending import page_of, print_grid, say
 
 SAY_SECONDS = 10
 """How often progress is said where there is no terminal."""
@@ -80,7 +80,6 @@ def wanda(
         chosen, memory = chosen_batch_size(batch_size), chosen_memory(max_memory)
         from lesion.anatomy import Loading
         from lesion.engine import keep_pages
-        from lesion.report import write_report
         from lesion.studies.setting import Reading
         from lesion.studies.zero_modes.wanda import wanda
 
@@ -103,7 +102,7 @@ def wanda(
                 progress=progress,
                 on_weights=on_weights,
             )
-        page = write_report(outcome.path)  # type: ignore[arg-type]
+        page = page_of(outcome)
     say(output, outcome, status="partial" if outcome.partial else "complete", report=str(page))
     if not output.quiet:
         _print_deciles(outcome.tables["zero_modes_wanda"])

@@ -212,7 +212,9 @@ def _warnings(found: Comparison) -> list[str]:
     if found.prefix:
         lines.append(f"names in {found.prefixed} have {found.prefix!r} in front; it was left out to find counterparts")
     if found.uncompared:
-        lines.append(f"{len(found.uncompared)} tensors have no counterpart; the table zero_modes_uncompared names them")
+        n_left = len(found.uncompared)
+        have = "1 tensor has" if n_left == 1 else f"{n_left} tensors have"
+        lines.append(f"{have} no counterpart; the table zero_modes_uncompared says why")
     n_moved = sum(row.n_weights - row.n_zero_modes for row in found.rows)
     if not n_moved:
         lines.append(
