@@ -7,7 +7,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("lesion", "beartype.beartype")
+# Where tensors are, shapes are checked. Pages and the shell have none, and drawing took most of the tests' time so.
+WITH_TENSORS = ("anatomy", "checkpoints", "data", "engine", "interventions", "results", "statistics", "studies")
+install_import_hook([f"lesion.{part}" for part in WITH_TENSORS], "beartype.beartype")
 
 from pathlib import Path  # noqa: E402
 

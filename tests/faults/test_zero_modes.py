@@ -232,7 +232,9 @@ def test_places_that_are_no_checkpoint(server: Commands, pair: Path) -> None:
 def test_nan_is_counted_and_said(server: Commands, pair: Path) -> None:
     edit(pair / "tuned", lambda tensors: tensors[UP].view(-1)[:2].fill_(float("nan")))
     ended = server("zero-modes", "diff", "base", "tuned", "--out", "run", "--look", "none", cwd=pair)
-    assert (ended.code, ended.line) == (0, "warning: 2 weights are NaN on one side or both")
+    counted, left_out = ended.err.strip().splitlines()
+    assert (ended.code, counted) == (0, "warning: 2 weights are NaN on one side or both")
+    assert left_out.startswith(f"warning: {UP}: NaN in TUNED")
     rows = pd.read_parquet(pair / "run" / "tables" / "zero_modes.parquet").set_index("tensor")
     assert rows["n_nan"].sum() == rows.loc[UP, "n_nan"] == 2
 
