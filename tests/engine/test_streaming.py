@@ -1,6 +1,8 @@
 """Blocks on disk: the numbers of the model in memory, each weight read once a shard, and few of them held."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from lesion.engine import (
     sweep,
     verify,
 )
+from lesion.engine.lanes import Walk
 from lesion.errors import ModelError
 from lesion.interventions import ActivationEdit, Intervention, drop, drop_attn, drop_mlp, swap
 from tests.support import TINY, Documents, Pictures, tiny_model, token_documents
@@ -110,6 +113,13 @@ def test_three_blocks_at_most_are_held_and_swaps_read_none_twice(
         most = max(most, len(held))
 
     monkeypatch.setattr(StreamedBlocks, "load", counting)
+    visit = Walk.visit
+
+    def slowly(self: Walk, *arguments: Any) -> None:
+        time.sleep(0.05)  # a tiny block is done before a busy machine has fetched the next one
+        visit(self, *arguments)
+
+    monkeypatch.setattr(Walk, "visit", slowly)
     lanes = lay_out([swap(layer) for layer in range(7)] + [drop(layer) for layer in range(8)], 8)
     plan = Plan([[[0, 1]]], [list(range(1, 16))], stack_tokens=256, chunk=64)
     bench = Bench(anatomy, data_for("gpt2"), lanes, plan)
