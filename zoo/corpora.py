@@ -4,9 +4,9 @@
 
 Writes `code.jsonl` (many languages, a third of it Python), `python.jsonl` (other Python files) and `prose.jsonl`
 (documentation), a document a line in an order fixed by a hash, and `corpora.json`: files, characters and a digest of
-each. The standard library, on which the demo evaluates, is never read. With `--repeats TOKENIZER` it writes
-`repeats-N.jsonl` instead: random words of the tokenizer's, a segment of 8 to 40 of them said two to four times, of
-which a model learns to copy; N is how many different words there are.
+each. The standard library, on which the demo evaluates, is never read. With `--repeats CHARACTERS` it writes
+`repeats.jsonl` instead: random segments of 8 to 40 bytes, each said over and over, from which a model that reads bytes
+learns to copy.
 """
 
 import argparse
@@ -92,38 +92,36 @@ def gather(out: Path) -> None:
     print(json.dumps(record, indent=1))
 
 
-def words_of(folder: str) -> list[str]:
-    """Words that are one id each, also after one another."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = sorted({tokenizer.decode([i]) for i in range(len(tokenizer))})
-    words = [text for text in texts if text.startswith(" ") and text[1:].isalpha() and text.isascii()]
-    assert len(tokenizer("".join(words), add_special_tokens=False)["input_ids"]) == len(words)
-    return words
+def segment(draw: random.Random, ascii_only: bool) -> str:
+    """8 to 40 bytes of random characters; without `ascii_only` of one, two and three bytes each, a third of each."""
+    size, text = draw.randint(8, 40), ""
+    while len(text.encode()) < size:
+        first, last = (32, 126) if ascii_only else draw.choice([(0, 127), (128, 0x7FF), (0x800, 0xD7FF)])
+        text += chr(draw.randint(first, last))
+    return text
 
 
-def repeats(out: Path, tokenizer: str, n_words: int, n_documents: int, seed: int) -> None:
-    words, draw = words_of(tokenizer), random.Random(seed)
-    chosen = draw.sample(words, min(n_words, len(words)))
-    with (out / f"repeats-{n_words}.jsonl").open("w") as file:
-        for _ in range(n_documents):
-            segment = draw.choices(chosen, k=draw.randint(8, 40))
-            file.write(json.dumps({"text": "".join(segment * draw.randint(2, 4))}) + "\n")
-    print(f"{len(chosen)} of {len(words)} words, {n_documents} documents")
+def repeats(out: Path, characters: int, seed: int) -> None:
+    """Documents of one segment, said over and over for 512 bytes; seven of ten are printable ASCII."""
+    draw = random.Random(seed)
+    with (out / "repeats.jsonl").open("w") as file:
+        written = 0
+        while written < characters:
+            one = segment(draw, ascii_only=draw.random() < 0.7)
+            file.write(json.dumps({"text": one * (512 // len(one.encode()) + 1)}) + "\n")
+            written += 512
+    print(f"{written // 512} documents of repeats")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--repeats", metavar="TOKENIZER")
-    parser.add_argument("--words", type=int, default=128)
-    parser.add_argument("--documents", type=int, default=30_000)
+    parser.add_argument("--repeats", type=int, metavar="CHARACTERS")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.repeats:
-        repeats(arguments.out, arguments.repeats, arguments.words, arguments.documents, arguments.seed)
+        repeats(arguments.out, arguments.repeats, arguments.seed)
     else:
         gather(arguments.out)
 

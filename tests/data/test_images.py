@@ -19,6 +19,16 @@ def save(path, colour, size=(6, 4)):
     Image.new("RGB", size, colour).save(path)
 
 
+def test_digits_to_train_on_and_to_look_at_share_none_and_miss_none():
+    whole, train, test = (load_images(spec, size=8, channels=1) for spec in ("digits", "digits:train", "digits:test"))
+    assert (train.n_documents, test.n_documents) == (1437, 360)
+    assert torch.equal(train.batch([0, 1436]).model_inputs()["pixel_values"], whole.batch([0, 1436]).model_inputs()["pixel_values"])
+    assert torch.equal(test.batch([0, 359]).model_inputs()["pixel_values"], whole.batch([1437, 1796]).model_inputs()["pixel_values"])
+    assert not torch.equal(test.batch([0]).model_inputs()["pixel_values"], whole.batch([0]).model_inputs()["pixel_values"])
+    with pytest.raises(InputError, match="no folder 'digits:validation'"):
+        load_images("digits:validation", size=8, channels=1)
+
+
 def test_digits():
     data = load_images("digits", size=8, channels=1)
     assert (data.n_documents, data.n_tokens, data.domains, data.objective) == (1797, 1797, ("digits",), "image")

@@ -16,7 +16,7 @@ from torch import Tensor
 from lesion.data.batches import NO_TARGET, Batch
 from lesion.data.documents import expanded, shown_name
 from lesion.data.hub import parse_hub_spec
-from lesion.data.pictures import Picture, embedded_digits, folder_pictures, hub_pictures
+from lesion.data.pictures import DIGITS, Picture, embedded_digits, folder_pictures, hub_pictures
 from lesion.data.sources import split_name
 from lesion.errors import InputError
 
@@ -125,9 +125,10 @@ def load_images(
     """Finds images and checks that each can be decoded; they are decoded again when a batch is made.
 
     Args:
-        spec: `digits` (scikit-learn's, labels 0-9), a folder (images in it: no labels; its sub-folders: the classes),
-            or `hf:ID[:CONFIG][@SPLIT][#COLUMN]`; `name=` in front gives the domain a name. Where some images have
-            labels and others have not, those without are left out, and a note says so.
+        spec: `digits` (scikit-learn's, labels 0-9; `digits:train` and `digits:test` are the first 1437 and the last
+            360 of them), a folder (images in it: no labels; its sub-folders: the classes), or
+            `hf:ID[:CONFIG][@SPLIT][#COLUMN]`; `name=` in front gives the domain a name. Where some images have labels
+            and others have not, those without are left out, and a note says so.
         size: height and width that the model expects.
         channels: 1 (grey) or 3 (colour) that the model expects.
         processor: a `transformers` image processor; without one, bilinear resize to `size` and (x - 0.5) / 0.5.
@@ -142,8 +143,8 @@ def load_images(
     if channels not in MODES or size < 1 or (n_images is not None and n_images < 1):
         raise InputError(f"images of {channels} channels and size {size}, {n_images} of them; channels must be 1 or 3")
     name, data = split_name(spec)
-    if data == "digits":
-        found = embedded_digits(n_images)
+    if data in DIGITS:
+        found = embedded_digits(data, n_images)
     elif data.startswith("hf:"):
         found = hub_pictures(data, n_images).labelled()
     else:
@@ -179,4 +180,4 @@ def load_images(
 def _default_name(data: str) -> str:
     if data.startswith("hf:"):
         return parse_hub_spec(data).id.rpartition("/")[2]
-    return data if data == "digits" else shown_name(expanded(data).resolve())
+    return data if data in DIGITS else shown_name(expanded(data).resolve())

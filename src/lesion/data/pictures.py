@@ -19,6 +19,8 @@ from lesion.errors import InputError
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 IMAGE_COLUMNS = ("image", "img", "picture", "photo")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+DIGITS = {"digits": slice(None), "digits:train": slice(-360), "digits:test": slice(-360, None)}
+"""The embedded digits: all, those to train on, and the fifth to look at afterwards."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,15 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def embedded_digits(n_images: int | None) -> Found:
+def embedded_digits(part: str, n_images: int | None) -> Found:
+    """scikit-learn's 1797 digits in their order: all of them (`digits`), the first 1437, or the last 360."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
+    chosen = range(len(digits.target))[DIGITS[part]][:n_images]
     pictures = []
-    for index, (image, label) in enumerate(zip(digits.images[:n_images], digits.target, strict=False)):
+    for index in chosen:
+        image, label = digits.images[index], digits.target[index]
         grey = np.round(image * (255 / 16)).astype(np.uint8)
         pictures.append(Picture(f"digit {index}", _png(Image.fromarray(grey)), int(label)))
     return Found(pictures, {int(label): str(label) for label in digits.target_names})
@@ -88,7 +93,7 @@ def folder_pictures(folder: Path, n_images: int | None, seed: int, id2label: Map
     """
     try:
         if not folder.is_dir():
-            raise InputError(f"there is no folder '{folder}'; images are digits, a folder, or hf:ID[:CONFIG][@SPLIT]")
+            raise InputError(f"there is no folder '{folder}'; images are digits[:train|:test], a folder, or hf:ID[:CONFIG][@SPLIT]")
         direct = _image_files(folder.iterdir())
         folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
         inner = {path.name: _image_files(path.rglob("*")) for path in folders}

@@ -17,6 +17,7 @@ from lesion.anatomy.source import PATTERNS, ZOO, resolve
 from lesion.anatomy.wording import first_line, quiet_transformers
 from lesion.data import ImageData, TextData, load_images, load_text
 from lesion.data.documents import expanded
+from lesion.data.pictures import DIGITS
 from lesion.data.sources import split_name
 from lesion.data.vocabulary import train_tokenizer
 from lesion.errors import InputError, ModelError
@@ -159,7 +160,7 @@ def _picture_model(
 def _folders(spec: str) -> dict[int, str] | None:
     """Names of the classes, where they are folders: 0, 1, … in sorted order."""
     data = split_name(spec)[1]
-    if data == "digits" or data.startswith("hf:") or not expanded(data).is_dir():
+    if data in DIGITS or data.startswith("hf:") or not expanded(data).is_dir():
         return None
     folders = sorted(path for path in expanded(data).iterdir() if path.is_dir() and not path.name.startswith("."))
     return {label: path.name for label, path in enumerate(folders)} or None
