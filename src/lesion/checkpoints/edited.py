@@ -110,7 +110,7 @@ def apply(
     """
     scope = parse_scope(scope) if isinstance(scope, str) else scope
     edit = _Edit(kind, value, seed, disjoint)
-    _refuse_contradictions(edit)
+    refuse_contradictions(kind, value, seed, disjoint=disjoint)
     _refuse_out(target, out)
     config = _stored_config(target)
     weights = weight_files(target, allow_pickle=False)
@@ -147,17 +147,18 @@ def edited(weight: Float[Tensor, "..."], chosen: Bool[Tensor, "..."], value: Val
     return torch.where(chosen, mean, weight)
 
 
-def _refuse_contradictions(edit: _Edit) -> None:
-    for asked, known in ((edit.kind, KINDS), (edit.value, get_args(Value))):
+def refuse_contradictions(kind: str, value: str, seed: int | None, *, disjoint: bool) -> None:
+    """Raises InputError where weights are asked for in a way that means nothing."""
+    for asked, known in ((kind, KINDS), (value, get_args(Value))):
         if asked not in known:
             raise InputError(f"{asked!r} is not known here; there are {', '.join(known)}")
-    is_random = edit.kind in RANDOM
-    if is_random and edit.seed is None:
-        raise InputError(f"{edit.kind} needs a seed; pass --seed")
-    if not is_random and (edit.seed is not None or edit.disjoint):
-        option = "a seed" if edit.seed is not None else "--disjoint"
-        raise InputError(f"{edit.kind} are fixed weights, nothing is drawn; leave out {option}")
-    if edit.kind == "keep_only" and edit.value != "zero":
+    is_random = kind in RANDOM
+    if is_random and seed is None:
+        raise InputError(f"{kind} needs a seed; pass --seed, or write #SEED behind an edit")
+    if not is_random and (seed is not None or disjoint):
+        option = "a seed" if seed is not None else "--disjoint"
+        raise InputError(f"{kind} are fixed weights, nothing is drawn; leave out {option}")
+    if kind == "keep_only" and value != "zero":
         raise InputError("keep_only sets everything else to 0; for the mean name the kind complement")
 
 

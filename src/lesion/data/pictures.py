@@ -93,7 +93,9 @@ def folder_pictures(folder: Path, n_images: int | None, seed: int, id2label: Map
     """
     try:
         if not folder.is_dir():
-            raise InputError(f"there is no folder '{folder}'; images are digits[:train|:test], a folder, or hf:ID[:CONFIG][@SPLIT]")
+            raise InputError(
+                f"there is no folder '{folder}'; images are digits[:train|:test], a folder, or hf:ID[:CONFIG][@SPLIT]"
+            )
         direct = _image_files(folder.iterdir())
         folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
         inner = {path.name: _image_files(path.rglob("*")) for path in folders}

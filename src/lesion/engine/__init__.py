@@ -8,7 +8,7 @@ from lesion.engine.plan import Plan, make_plan
 from lesion.engine.residency import on_demand
 from lesion.engine.runners import MemoryRunner, Runner, StreamedRunner, make_runner
 from lesion.engine.skeleton import Call, Skeleton
-from lesion.engine.state import METRICS, Incident, Progress, SweepState
+from lesion.engine.state import METRICS, Contrast, Incident, Progress, SweepState
 from lesion.engine.sweep import Executor, Here, sweep
 from lesion.engine.verify import telling_document, verify
 from lesion.engine.watching import Watch
@@ -17,6 +17,7 @@ __all__ = [
     "METRICS",
     "Bench",
     "Call",
+    "Contrast",
     "Data",
     "Executor",
     "Forecast",

@@ -1,6 +1,7 @@
 """One batch on its way through a sweep: what its lanes score, added to the state once the batch is whole."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -13,10 +14,11 @@ from lesion.anatomy import Anatomy
 from lesion.data import Batch
 from lesion.engine.lanes import Lane, Streams, Walk
 from lesion.engine.plan import Plan
-from lesion.engine.skeleton import Skeleton
-from lesion.engine.state import METRICS, PAIRED, Incident, SweepState
+from lesion.engine.skeleton import Call, Skeleton
+from lesion.engine.state import METRICS, PAIRED, Contrast, Incident, SweepState
 from lesion.engine.watching import Places, Watch, Watching
 from lesion.errors import NonFiniteError
+from lesion.interventions import OUTSIDE, Rewriting
 from lesion.statistics import Scorer, Scores
 
 
@@ -38,9 +40,11 @@ class Bench:
     Attributes:
         watches: statistics of activations that are gathered on the way.
         scored: whether logits are computed and scored; without, only what is watched is gathered.
+        contrasts: lanes whose losses are compared with each other, document by document.
 
     Raises:
         InputError: a watch through which nothing would pass.
+        InterventionError, ModelError: lanes with edits of weights that this model cannot have.
     """
 
     anatomy: Anatomy
@@ -49,15 +53,43 @@ class Bench:
     plan: Plan
     watches: tuple[Watch, ...] = ()
     scored: bool = True
+    contrasts: tuple[Contrast, ...] = ()
 
     def __post_init__(self) -> None:
         self.places = Places(self.watches, self.anatomy, self.lanes)
         self.skeleton, self.scorer = Skeleton(self.anatomy), Scorer()
         self.groups = self.plan.groups or [[]]
+        edits = [edit for lane in self.lanes for edit in lane.weights]
+        self.rewriting = Rewriting(self.anatomy, edits) if edits else None
 
     def empty_state(self) -> SweepState:
         """What has been gathered before anything is run."""
-        return SweepState.empty(len(self.lanes), len(self.data.domains), self.watches)
+        return SweepState.empty(len(self.lanes), len(self.data.domains), self.watches, len(self.contrasts))
+
+    def outside(self, index: int) -> AbstractContextManager[None]:
+        """Embeddings, last norm and head as a lane has them."""
+        weights = self.lanes[index].weights_at(OUTSIDE)
+        return self.rewriting.replaced(weights, OUTSIDE) if self.rewriting and weights else nullcontext()
+
+    def enter(self, batch: Batch) -> tuple[Float[Tensor, "batch token d_model"], list[Call], Streams]:
+        """What reaches block 0 in the clean lane, the blocks' calls, and what reaches it in lanes that enter alone."""
+        with self.outside(0):
+            stream, calls = self.skeleton.enter(batch)
+        entering: Streams = {}
+        for index, lane in enumerate(self.lanes):
+            if lane.enters:
+                with self.outside(index):
+                    entering[index] = self.skeleton.enter(batch)[0]
+        return stream, calls, entering
+
+    def own_weights(self) -> dict[int, int]:
+        """How many weights each lane sets beside those that the clean lane does, of the lanes that set any."""
+        common = set(self.lanes[0].weights)
+        return {
+            index: sum(self.rewriting.n_set(edit) for edit in lane.weights if edit not in common or index == 0)
+            for index, lane in enumerate(self.lanes)
+            if self.rewriting and lane.weights
+        }
 
     def tokens(self, batch: Sequence[int]) -> int:
         """Tokens of data in a batch of documents."""
@@ -77,6 +109,7 @@ class BatchWork:
             bench.plan.stack_tokens,
             self._on_broken,
             watching=self.watching if bench.watches else None,
+            rewriting=bench.rewriting,
         )
         self._counts = self.batch.keep.sum(dim=1)
         shape = (len(self._counts), len(bench.lanes), len(METRICS))
@@ -89,19 +122,25 @@ class BatchWork:
         bench = self._bench
         measured = bench.groups[group] if group else [0, *bench.groups[group]]
         rows, columns = self.batch.keep.nonzero(as_tuple=True)
-        moved = {index for index in measured if not torch.equal(streams[index], streams[0])}
+        moved = {
+            index for index in measured if bench.lanes[index].enters or not torch.equal(streams[index], streams[0])
+        }
         self._moved |= moved
         if not bench.scored:
             return
         for start in range(0, len(rows), bench.plan.chunk):
             row, column = rows[start : start + bench.plan.chunk], columns[start : start + bench.plan.chunk]
             targets = self.batch.targets[row, column]
-            clean = bench.scorer.refer(bench.skeleton.leave(streams[0][row, column]), targets)
+            clean = bench.scorer.refer(self._leave(0, streams[0][row, column]), targets)
             for index in measured:
                 scores, kl = clean, torch.zeros_like(clean.entropy_bits)
                 if index in moved:
-                    scores, kl = bench.scorer.compare(bench.skeleton.leave(streams[index][row, column]), targets)
+                    scores, kl = bench.scorer.compare(self._leave(index, streams[index][row, column]), targets)
                 self._sums[:, index].index_add_(0, row, _values(clean, scores, kl))
+
+    def _leave(self, index: int, chunk: Float[Tensor, "position d_model"]) -> Float[Tensor, "position vocabulary"]:
+        with self._bench.outside(index):
+            return self._bench.skeleton.leave(chunk)
 
     def add_to(self, state: SweepState) -> None:
         """Adds the whole batch.
@@ -118,10 +157,19 @@ class BatchWork:
             for domain, mean in enumerate(state.means):
                 chosen = self.batch.domains == domain
                 mean.update(self._sums[chosen], self._counts[chosen])
+            for domain, differences in enumerate(state.differences):
+                chosen = self.batch.domains == domain
+                differences.update(self._differences()[chosen], self._counts[chosen])
         self.watching.add_to(state.watched)
         state.changed |= self.walk.changed
         state.moved |= self._moved
         state.incidents += self._broken.values()
+
+    def _differences(self) -> Float[Tensor, "document cell metric"]:
+        """For each contrast, its lane's loss minus the mean loss of those that it is compared with."""
+        loss = self._sums[:, :, METRICS.index("loss_nats")]
+        found = [loss[:, one.lane] - loss[:, list(one.others)].mean(dim=1) for one in self._bench.contrasts]
+        return torch.stack(found, dim=1).unsqueeze(-1)
 
     def _check_finite(self) -> None:
         checked = self._sums[:, :, [METRICS.index("kl_nats"), METRICS.index("entropy_bits")]]

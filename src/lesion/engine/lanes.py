@@ -1,7 +1,8 @@
 """Lanes: variants of the forward pass that walk through the blocks together, sharing what they have in common."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,8 @@ from lesion.engine.skeleton import Call
 from lesion.engine.watching import Watching
 from lesion.interventions.hooks import Hook, Operator, hooked
 from lesion.interventions.intervention import ActivationEdit, Intervention, Order, combine, hidden_of
+from lesion.interventions.rewriting import Rewriting
+from lesion.interventions.weights import OUTSIDE, WeightEdit
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,20 @@ class Lane:
         order: the block that runs at each step, None to pass.
         edits: changes of activations, by block.
         fork: the first step at which it differs from the clean lane; the number of blocks if it never does.
+        weights: weights that are set, those of the clean lane first.
+        enters: whether its residual stream differs before block 0 already, because embeddings do.
     """
 
     name: str
     order: Order
     edits: dict[int, tuple[ActivationEdit, ...]]
     fork: int
+    weights: tuple[WeightEdit, ...] = ()
+    enters: bool = False
+
+    def weights_at(self, layer: int) -> tuple[WeightEdit, ...]:
+        """The edits of weights that reach a block, or with `OUTSIDE` what is in none."""
+        return tuple(edit for edit in self.weights if edit.touches(layer))
 
 
 def lay_out(interventions: Sequence[Intervention], n_layers: int, *, base: Intervention | None = None) -> list[Lane]:
@@ -48,15 +59,23 @@ def lay_out(interventions: Sequence[Intervention], n_layers: int, *, base: Inter
 def _lane(name: str, intervention: Intervention, n_layers: int, clean: Lane | None) -> Lane:
     order = intervention.order(n_layers)
     edits = {layer: found for layer in range(n_layers) if (found := intervention.edits_of(layer))}
-    fork = n_layers if clean is None else _fork(clean, order, edits)
-    return Lane(name, order, edits, fork)
+    lane = Lane(name, order, edits, n_layers, intervention.weights)
+    if clean is None:
+        return lane
+    if lane.weights_at(OUTSIDE) != clean.weights_at(OUTSIDE):
+        return replace(lane, fork=0, enters=True)
+    return replace(lane, fork=_fork(clean, lane))
 
 
-def _fork(clean: Lane, order: Order, edits: dict[int, tuple[ActivationEdit, ...]]) -> int:
-    for step, (ours, theirs) in enumerate(zip(order, clean.order, strict=True)):
-        if ours != theirs or (ours is not None and edits.get(ours) != clean.edits.get(ours)):
+def _fork(clean: Lane, lane: Lane) -> int:
+    for step, (ours, theirs) in enumerate(zip(lane.order, clean.order, strict=True)):
+        if ours != theirs:
             return step
-    return len(order)
+        if ours is None:
+            continue
+        if lane.edits.get(ours) != clean.edits.get(ours) or lane.weights_at(ours) != clean.weights_at(ours):
+            return step
+    return len(lane.order)
 
 
 @dataclass(frozen=True)
@@ -77,10 +96,11 @@ class Visit:
 def visits(lanes: Sequence[Lane], n_layers: int, group: Sequence[int]) -> list[Visit]:
     """The walk of the clean lane and the lanes of `group`: their steps, and at each the blocks that run, ascending.
 
-    A lane lives from its fork on. A block that none of them runs at a step is not visited there.
+    A lane lives from its fork on; one that enters with a stream of its own has none. A block that none of them runs at
+    a step is not visited there.
     """
     found: list[Visit] = []
-    waiting = sorted(group, key=lambda index: lanes[index].fork)
+    waiting = sorted((index for index in group if not lanes[index].enters), key=lambda index: lanes[index].fork)
     for step in range(n_layers):
         running: dict[int, list[int]] = {}
         for index in [0, *sorted(group)]:
@@ -107,6 +127,7 @@ class Walk:
         on_broken: called with a lane's index and the step at which its residual stream stopped being finite.
         changed: indices of lanes whose own edits (those that the clean lane has not) have changed a tensor.
         watching: looks at activations on the way; None where nobody asked for them.
+        rewriting: makes the weights of lanes that have other ones; None where no lane has.
     """
 
     anatomy: Anatomy
@@ -115,16 +136,28 @@ class Walk:
     on_broken: Callable[[int, int], None]
     changed: set[int] = field(default_factory=set)
     watching: Watching | None = None
+    rewriting: Rewriting | None = None
 
-    def run(self, stream: Float[Tensor, "batch token d_model"], calls: Sequence[Call], group: Sequence[int]) -> Streams:
+    def run(
+        self,
+        stream: Float[Tensor, "batch token d_model"],
+        calls: Sequence[Call],
+        group: Sequence[int],
+        *,
+        entering: Streams | None = None,
+    ) -> Streams:
         """Advances the clean lane (index 0) and the lanes of `group` through all blocks.
 
         A lane lives from its fork on; before it, the clean lane's stream is its own.
 
+        Args:
+            stream: what reaches block 0 in the clean lane.
+            entering: the same in the lanes that enter with a stream of their own.
+
         Returns:
             The stream after the last block of the clean lane and of each lane of the group.
         """
-        streams: Streams = {0: stream}
+        streams: Streams = {0: stream, **{index: own for index, own in (entering or {}).items() if index in group}}
         for visit in visits(self.lanes, self.anatomy.n_layers, group):
             self.visit(streams, visit, calls[visit.block])
         return self.ended(streams, group)
@@ -134,8 +167,17 @@ class Walk:
         for index in visit.forks:
             streams[index] = streams[0]
         first = streams[visit.runs[0]]
-        for stack in self._stacks(visit.runs, first.shape[0] * first.shape[1]):
-            self._advance(streams, stack, visit, call)
+        for weights, indices in self._by_weights(visit):
+            with self.rewriting.replaced(weights, visit.block) if self.rewriting else contextlib.nullcontext():
+                for stack in self._stacks(indices, first.shape[0] * first.shape[1]):
+                    self._advance(streams, stack, visit, call)
+
+    def _by_weights(self, visit: Visit) -> list[tuple[tuple[WeightEdit, ...], list[int]]]:
+        """Lanes that run a block with the same weights, together."""
+        found: dict[tuple[WeightEdit, ...], list[int]] = {}
+        for index in visit.runs:
+            found.setdefault(self.lanes[index].weights_at(visit.block), []).append(index)
+        return list(found.items())
 
     def ended(self, streams: Streams, group: Sequence[int]) -> Streams:
         """The streams after the last visit; lanes that never differed have the clean one's."""

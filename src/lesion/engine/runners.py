@@ -1,6 +1,7 @@
 """How a shard is run: batch by batch with the whole model in memory, or block by block with its weights on disk."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -36,7 +37,11 @@ def make_runner(bench: Bench, blocks: StreamedBlocks | None, max_memory: int | N
     """
     if blocks is None:
         return MemoryRunner(bench)
-    return StreamedRunner(bench, blocks, memory=room_for_hidden_states(blocks.need, max_memory))
+    need = blocks.need
+    if bench.rewriting:
+        bench.rewriting.keep_nothing()
+        need = replace(need, rest=need.rest + max(need.blocks))  # the edited copy of a block
+    return StreamedRunner(bench, blocks, memory=room_for_hidden_states(need, max_memory))
 
 
 class MemoryRunner:
@@ -52,12 +57,13 @@ class MemoryRunner:
             run_halving([batch], lambda parts: [self._work(part) for part in parts], state)
             done += self.bench.tokens(batch)
             advance(done)
+        state.n_set = self.bench.own_weights()
 
     def _work(self, documents: Sequence[int]) -> BatchWork:
         work = BatchWork(self.bench, documents)
-        stream, calls = self.bench.skeleton.enter(work.batch)
+        stream, calls, entering = self.bench.enter(work.batch)
         for number, group in enumerate(self.bench.groups):
-            work.measure(work.walk.run(stream, calls, group), group=number)
+            work.measure(work.walk.run(stream, calls, group, entering=entering), group=number)
         return work
 
 
@@ -84,6 +90,7 @@ class StreamedRunner:
             return self._works(parts, lambda share: advance(int(total * share)))
 
         run_halving(batches, run, state)
+        state.n_set = self.bench.own_weights()
         state.bytes_read += self._blocks.bytes_read - before
         self._blocks.refuse_changed_files()
         advance(total)
@@ -112,9 +119,9 @@ class StreamedRunner:
 
     def _enter(self, works: Sequence[BatchWork], hidden: HiddenStates) -> None:
         for work, places in zip(works, self._places(works), strict=True):
-            stream, _ = self.bench.skeleton.enter(work.batch)
-            for place in places:
-                hidden.put(place, {0: stream})
+            stream, _, entering = self.bench.enter(work.batch)
+            for place, group in zip(places, self.bench.groups, strict=True):
+                hidden.put(place, {0: stream, **{index: own for index, own in entering.items() if index in group}})
 
     def _visit(self, works: Sequence[BatchWork], hidden: HiddenStates, key: tuple[int, int]) -> None:
         """Arguments of a block are asked for anew: a skeleton's forward is cheap, masks of all batches are not."""

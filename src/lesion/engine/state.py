@@ -25,6 +25,20 @@ METRICS = (
 PAIRED = {"loss_change_nats": "loss_nats", "top1_change": "top1", "entropy_change_bits": "entropy_bits"}
 """Metrics that are the change of another one."""
 
+
+@dataclass(frozen=True)
+class Contrast:
+    """A lane whose loss is compared with the mean loss of others, on the same documents.
+
+    Attributes:
+        lane: its index.
+        others: indices of the lanes that it is compared with.
+    """
+
+    lane: int
+    others: tuple[int, ...]
+
+
 Progress = Callable[[int, int], None]
 """Told how far a sweep is: tokens of data done, and in all."""
 
@@ -50,6 +64,8 @@ class SweepState:
 
     Attributes:
         means: one accumulator a domain; cells are lanes.
+        differences: one accumulator a domain; cells are contrasts. Empty where nothing is compared.
+        n_set: weights that a lane sets beside those that the clean lane does, by lane.
         watched: one statistic a watch, over all domains.
         changed: lanes whose edits have changed a tensor.
         moved: lanes whose last residual stream was not the clean one's.
@@ -68,17 +84,23 @@ class SweepState:
     failed: dict[int, str] = field(default_factory=dict)
     made_by: set[Maker] = field(default_factory=set)
     watched: list[Statistic] = field(default_factory=list)
+    differences: list[ClusteredMean] = field(default_factory=list)
+    n_set: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, n_lanes: int, n_domains: int, watches: Sequence[Watch] = ()) -> "SweepState":
+    def empty(cls, n_lanes: int, n_domains: int, watches: Sequence[Watch] = (), n_contrasts: int = 0) -> "SweepState":
         means = [ClusteredMean(n_lanes, len(METRICS)) for _ in range(n_domains)]
-        return cls(means, watched=empty_statistics(watches))
+        differences = [ClusteredMean(n_contrasts, 1) for _ in range(n_domains if n_contrasts else 0)]
+        return cls(means, watched=empty_statistics(watches), differences=differences)
 
     def merge(self, other: "SweepState") -> None:
         for mine, theirs in zip(self.means, other.means, strict=True):
             mine.merge(theirs)
         for ours, others in zip(self.watched, other.watched, strict=True):
             ours.merge(others)
+        for before, more in zip(self.differences, other.differences, strict=True):
+            before.merge(more)
+        self.n_set |= other.n_set
         self.changed |= other.changed
         self.moved |= other.moved
         self.incidents += other.incidents
@@ -101,6 +123,7 @@ def save_state(store: ShardStore, index: int, state: SweepState) -> None:
         "incidents": [[i.lane, i.block, i.documents] for i in state.incidents],
         "halved": state.halved,
         "bytes_read": state.bytes_read,
+        "n_set": sorted(state.n_set.items()),
         "made_by": [maker.row() for maker in sorted(state.made_by)],
     }
     store.commit(index, arrays, info)
@@ -108,23 +131,23 @@ def save_state(store: ShardStore, index: int, state: SweepState) -> None:
 
 def _parts(state: SweepState) -> dict[str, ClusteredMean | Statistic]:
     """What merges, by the names under which a shard keeps it."""
-    return {str(domain): mean for domain, mean in enumerate(state.means)} | {
-        f"watch{index}": statistic for index, statistic in enumerate(state.watched)
-    }
+    return (
+        {str(domain): mean for domain, mean in enumerate(state.means)}
+        | {f"watch{index}": statistic for index, statistic in enumerate(state.watched)}
+        | {f"differences{domain}": mean for domain, mean in enumerate(state.differences)}
+    )
 
 
-def load_state(
-    store: ShardStore, index: int, n_lanes: int, n_domains: int, watches: Sequence[Watch] = ()
-) -> SweepState | None:
-    """The state of a shard that was committed whole, or None."""
+def load_state(store: ShardStore, index: int, state: SweepState) -> SweepState | None:
+    """Fills an empty state with that of a shard that was committed whole; None where there is none."""
     arrays, info = store.load(index), store.info(index)
     if arrays is None or info is None:
         return None
-    state = SweepState.empty(n_lanes, n_domains, watches)
     for name, part in _parts(state).items():
         part.load_state_dict({key: torch.from_numpy(arrays[f"{name}.{key}"].copy()) for key in part.state_dict()})
     state.changed, state.moved = set(info["changed"]), set(info["moved"])
     state.halved, state.bytes_read = info["halved"], info["bytes_read"]
     state.incidents = [Incident(lane, block, documents) for lane, block, documents in info["incidents"]]
+    state.n_set = dict(info.get("n_set", []))
     state.made_by = {Maker(*row) for row in info.get("made_by", [])}
     return state

@@ -101,7 +101,7 @@ def sweep(
 
 
 def _kept(store: ShardStore, index: int, bench: Bench) -> SweepState | None:
-    return load_state(store, index, len(bench.lanes), len(bench.data.domains), bench.watches)
+    return load_state(store, index, bench.empty_state())
 
 
 def _merged(bench: Bench, states: dict[int, SweepState], failed: dict[int, str]) -> SweepState:

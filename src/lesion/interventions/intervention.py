@@ -1,17 +1,23 @@
 """What can be done to a forward pass, as data: which block runs at each step, and what is changed inside blocks."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lesion.anatomy import Anatomy, dissect
+from lesion.checkpoints.edited import Value
+from lesion.checkpoints.selection import Kind
 from lesion.errors import InterventionError
 from lesion.interventions.hooks import Hook, Operator, forwards_replaced, hooked
+from lesion.interventions.rewriting import Rewriting, refuse_nothing
+from lesion.interventions.weights import GRAMMAR, OUTSIDE, WRITTEN, WeightEdit, parse_weights
 
 Order = tuple[int | None, ...]
 """The block that runs at each step; None where the residual stream passes unchanged."""
@@ -43,12 +49,14 @@ class Intervention:
         reorder: from the order of blocks before to the order after.
         edits: changes of activations.
         layers: the blocks that it names, for the check of ranges.
+        weights: weights that are set.
     """
 
     name: str
     layers: tuple[int, ...] = ()
     reorder: Callable[[Order], Order] | None = None
     edits: tuple[ActivationEdit, ...] = ()
+    weights: tuple[WeightEdit, ...] = ()
 
     def order(self, n_layers: int) -> Order:
         """The order of blocks under this intervention.
@@ -69,15 +77,29 @@ class Intervention:
     def on(self, model: nn.Module) -> Iterator[nn.Module]:
         """Puts the intervention in place on a whole model, which stays itself, and takes it away again.
 
+        Weights that are set are copies: the model's own tensors come back to the bit.
+
         Raises:
-            InterventionError: a block out of range, or an edit that never fired.
-            ModelError: the model's family is not known.
+            InterventionError: a block or a scope that is not there, an edit that never fired, or one that would set no
+                weight at all.
+            InputError: masks that are not there, or are damaged.
+            ModelError: the model's family is not known, or does not fit the masks.
         """
         anatomy = dissect(model)
         order = self.order(anatomy.n_layers)
         hooks = [Hook(*anatomy.site(edit.layer, edit.site), edit.operator, edit.label) for edit in self.edits]
-        with forwards_replaced(_reordered(anatomy, order)), hooked(hooks):
+        with contextlib.ExitStack() as stack:
+            if self.weights:
+                self._set_weights(anatomy, stack)
+            stack.enter_context(forwards_replaced(_reordered(anatomy, order)))
+            stack.enter_context(hooked(hooks))
             yield model
+
+    def _set_weights(self, anatomy: Anatomy, stack: contextlib.ExitStack) -> None:
+        rewriting = Rewriting(anatomy, self.weights, keep_bytes=0)
+        for layer in (OUTSIDE, *range(anatomy.n_layers)):
+            stack.enter_context(rewriting.replaced(self.weights, layer))
+        refuse_nothing(rewriting, self.weights)
 
 
 def _reordered(anatomy: Anatomy, order: Order) -> dict[nn.Module, Callable[..., Any]]:
@@ -159,6 +181,7 @@ def combine(interventions: Sequence[Intervention]) -> Intervention:
         layers=tuple(layer for i in interventions for layer in i.layers),
         reorder=(lambda order: reduce(lambda o, f: f(o), reorders, order)) if reorders else None,
         edits=tuple(edit for i in interventions for edit in i.edits),
+        weights=tuple(edit for i in interventions for edit in i.weights),
     )
 
 
@@ -190,6 +213,38 @@ def drop_mlp(layer: int) -> Intervention:
     return Intervention(f"drop-mlp:{layer}", (layer,), None, (ActivationEdit(layer, "mlp_out", torch.zeros_like),))
 
 
+def set_weights(
+    masks: Path | str,
+    kind: Kind,
+    scope: str = "all",
+    *,
+    value: Value = "zero",
+    seed: int | None = None,
+    disjoint: bool = False,
+    include: Sequence[str] = (),
+) -> Intervention:
+    """Weights of a model are set to 0 or to the mean of their matrix (paper `zero-modes`, sections 3 and 4).
+
+    Args:
+        masks: a run folder of `zero-modes diff`, or a file of masks.
+        kind: `zero_modes`, `complement`, `keep_only`, `random` or `random_matched`.
+        scope: where: `all`, `layer:3`, `component:gate`, `group:QK`, `head:1:2` …
+        seed: of the random kinds, and only of them.
+        disjoint: random weights that are no zero modes.
+        include: `embed`, `unembed`, `norm`, `bias`, beside projection matrices.
+
+    Raises:
+        InputError, InterventionError: what is asked for means nothing.
+    """
+    path = os.path.abspath(Path(masks).expanduser())  # noqa: PTH100  (a link stays one)
+    return _weights_set(WeightEdit(path, kind, scope, value, seed, disjoint, tuple(sorted(set(include)))))
+
+
+def _weights_set(edit: WeightEdit) -> Intervention:
+    edit.check()
+    return Intervention(edit.name, weights=(edit,))
+
+
 KINDS: dict[str, Callable[[int], Intervention]] = {
     "drop": drop,
     "swap": swap,
@@ -199,15 +254,18 @@ KINDS: dict[str, Callable[[int], Intervention]] = {
 
 
 def parse(text: str) -> Intervention:
-    """Reads one edit of the grammar, for example `swap:3`.
+    """Reads one edit of the grammar, for example `swap:3` or `zero-modes:runs/diff@layer:3`.
 
     Raises:
-        InterventionError: an unknown kind, or no whole number behind the colon.
+        InterventionError: an unknown kind, no whole number behind the colon, or no scope behind the @.
+        InputError: weights asked for in a way that means nothing (a seed that is missing or too much).
     """
     kind, _, layer = text.partition(":")
+    if kind in WRITTEN:
+        return _weights_set(parse_weights(text))
     if kind not in KINDS:
         raise InterventionError(
-            f"{text!r} is not an edit that is known; edits are {', '.join(f'{k}:LAYER' for k in KINDS)}"
+            f"{text!r} is not an edit that is known; edits are {', '.join(f'{k}:LAYER' for k in KINDS)}, {GRAMMAR}"
         )
     if not layer.isdecimal() or len(layer) > 6:
         raise InterventionError(f"{text!r} names no block; write for example {kind}:3")

@@ -9,6 +9,7 @@ import torch
 from lesion.anatomy import Anatomy, Loading, Model
 from lesion.engine import Bench, Here, Progress, SweepState, make_runner, on_demand, sweep, telling_document, verify
 from lesion.engine.executors import Job, Source, make_executor
+from lesion.errors import InterventionError
 from lesion.interventions import Intervention, in_eval_mode
 from lesion.results import RunFolder, digest, versions
 
@@ -59,6 +60,8 @@ def run_sweep(
         store = folder.shard_store(_shard_key(bench, anatomy)) if folder else None
         with _off_its_gpu(model) if others else nullcontext():
             state = sweep(bench, store=store, progress=progress, executor=others or Here(runner))
+    if base and base.weights and not state.n_set.get(0):
+        raise InterventionError(f"{base.name}: these are no weights at all, so it would do nothing")
     return Swept(state, _weights(model, state, checking))
 
 
@@ -87,7 +90,9 @@ def _shard_key(bench: Bench, anatomy: Anatomy) -> str:
     """Names shards that may be merged: another kind of device, or another version, rounds otherwise."""
     made_by = {name: version for name, version in versions().items() if name in ("lesion", "torch", "transformers")}
     watched = {"watches": repr(bench.watches), "scored": bench.scored} if bench.watches else {}
-    return digest({"plan": bench.plan.fingerprint(), "device": anatomy.device.type, "versions": made_by, **watched})
+    compared = {"contrasts": repr(bench.contrasts)} if bench.contrasts else {}
+    known = {"plan": bench.plan.fingerprint(), "device": anatomy.device.type, "versions": made_by}
+    return digest({**known, **watched, **compared})
 
 
 def _weights(model: Model, state: SweepState, checking: int) -> dict[str, object]:

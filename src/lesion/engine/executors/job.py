@@ -1,7 +1,7 @@
 """All that a worker needs to run any shard of a sweep, in a form that travels."""
 
 import os
-from collections.abc import Sequence
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,9 +12,14 @@ from lesion.engine.batch_work import Bench, Data
 from lesion.engine.lanes import Lane, lay_out
 from lesion.engine.plan import Plan
 from lesion.engine.runners import Runner, make_runner
+from lesion.engine.state import Contrast
 from lesion.engine.watching import Watch
 from lesion.errors import InputError, InterventionError, ModelError
-from lesion.interventions import Intervention, combine, parse
+from lesion.interventions import KINDS, Intervention, combine, parse
+from lesion.interventions.weights import WRITTEN
+
+_BETWEEN = re.compile(rf"\+(?=(?:{'|'.join([*KINDS, *WRITTEN])}):)")
+"""Between two edits; a path may have a + of its own."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Job:
         fingerprint: of the model's configuration and weights.
         interventions: in the grammar of edits, one a lane, the clean lane apart.
         base: the edits under which everything is measured, in the same grammar; None for the model as it is.
-        watches, scored: as `Bench` has them.
+        watches, scored, contrasts: as `Bench` has them.
     """
 
     source: Source
@@ -68,6 +73,7 @@ class Job:
     plan: Plan
     watches: tuple[Watch, ...] = ()
     scored: bool = True
+    contrasts: tuple[Contrast, ...] = ()
 
     @classmethod
     def of(cls, source: Source, model: Model, bench: Bench, base: Intervention | None) -> "Job":
@@ -86,6 +92,7 @@ class Job:
             bench.plan,
             bench.watches,
             bench.scored,
+            bench.contrasts,
         )
         for ours, theirs in zip(job.lanes(model.anatomy.n_layers), bench.lanes, strict=True):
             if ours != theirs:
@@ -124,7 +131,7 @@ class Job:
                 "every worker must see the same files, and nothing may write to them"
             )
         lanes = self.lanes(model.anatomy.n_layers)
-        bench = Bench(model.anatomy, self.data, lanes, self.plan, self.watches, self.scored)
+        bench = Bench(model.anatomy, self.data, lanes, self.plan, self.watches, self.scored, self.contrasts)
         return make_runner(bench, model.streamed, loading.max_memory)
 
     def with_memory(self, max_memory: int) -> "Job":
@@ -148,5 +155,5 @@ def _name_elsewhere(name: str, folder: str) -> str:
 
 def _written(name: str) -> Intervention:
     """An intervention from its name, also of several edits: `drop:3+swap:5`."""
-    edits: Sequence[Intervention] = [parse(part) for part in name.split("+")]
+    edits = [parse(part) for part in _BETWEEN.split(name)]
     return edits[0] if len(edits) == 1 else combine(edits)

@@ -1,7 +1,7 @@
 """Where zero modes sit in the ranking by Wanda's score (paper `zero-modes`, section 5, footnote 16)."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import pandas as pd
 from torch import nn
 
 from lesion.anatomy import Anatomy, Loading, Model, refuse_packed
+from lesion.anatomy.renaming import renaming
 from lesion.anatomy.wording import some
 from lesion.checkpoints.align import common_prefix
 from lesion.checkpoints.components import place
@@ -228,7 +229,7 @@ def projections(anatomy: Anatomy, tensors: Counterparts) -> tuple[list[Projectio
     Raises:
         ModelError: a tensor that is the weight of no projection, or none that is.
     """
-    renamed = _renaming(anatomy.model)
+    renamed = renaming(anatomy.model)
     found, spread = [], []
     for name, tensor in tensors.items():
         front = f"{anatomy.family.blocks}.{place(name).layer}."
@@ -254,22 +255,6 @@ def _projection(anatomy: Anatomy, name: str, tensor: Stored, path: str) -> Proje
             "nobody can say what its inputs are"
         )
     return Projection(name, layer, component, path, tensor, transposed=isinstance(module, Conv1D))
-
-
-def _renaming(model: Any) -> Callable[[str], str]:
-    """From names in files to names in the model, as transformers loads them."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    mapping, state = get_model_conversion_mapping(model), model.state_dict()
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-
-    def renamed(name: str) -> str:
-        found: str = rename_source_key(name, renamings, converters, model.base_model_prefix, state)[0]
-        return name if found not in state and name in state else found
-
-    return renamed
 
 
 def _described(path: str | Path, masks: Masks) -> dict[str, str]:
