@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from lesion.checkpoints.masks import Masks
     from lesion.data import load_images, load_text
     from lesion.errors import LesionError
-    from lesion.interventions import Intervention, combine, drop, drop_attn, drop_mlp, parse, swap
+    from lesion.interventions import Intervention, combine, drop, drop_attn, drop_mlp, parse, set_weights, swap
     from lesion.studies import training, zero_modes
     from lesion.studies.check import check
     from lesion.studies.layers import layers
@@ -31,6 +31,7 @@ _HOMES = {
     "load_images": "lesion.data",
     "load_text": "lesion.data",
     "parse": "lesion.interventions",
+    "set_weights": "lesion.interventions",
     "swap": "lesion.interventions",
 }
 _MODULES = {"training": "lesion.studies.training", "zero_modes": "lesion.studies.zero_modes"}
@@ -52,6 +53,7 @@ __all__ = [
     "load_images",
     "load_text",
     "parse",
+    "set_weights",
     "swap",
     "training",
     "zero_modes",

@@ -101,7 +101,9 @@ ExecutorOption = Annotated[
 EditOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--edit", help="Measure the model under this edit; may be repeated: drop:3, swap:3, drop-attn:3, drop-mlp:3."
+        "--edit",
+        help="Measure the model under this edit; may be repeated: drop:3, swap:3, drop-attn:3, drop-mlp:3, "
+        "zero-modes:MASKS[@SCOPE], complement:…, keep-only:…, random:MASKS[@SCOPE]#SEED, random-matched:….",
     ),
 ]
 
@@ -115,6 +117,19 @@ def ranges(text: str) -> list[int]:
             raise LesionError(f"--layers {text!r}: write whole numbers and ranges upwards, for example 0,2,5-7")
         chosen += range(int(first), int(last or first) + 1)
     return chosen
+
+
+def names(text: str) -> list[str]:
+    """Reads `all,layers`: names separated by commas, blanks around them left out."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Reads `0,1,2`."""
+    found = names(text)
+    if not all(name.isdecimal() and len(name) < 19 for name in found):
+        raise LesionError(f"{option} {text!r}: write whole numbers separated by commas, for example 0,1,2")
+    return [int(name) for name in found]
 
 
 def _is_small(text: str) -> bool:

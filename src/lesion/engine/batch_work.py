@@ -18,7 +18,7 @@ from lesion.engine.skeleton import Call, Skeleton
 from lesion.engine.state import METRICS, PAIRED, Contrast, Incident, SweepState
 from lesion.engine.watching import Places, Watch, Watching
 from lesion.errors import NonFiniteError
-from lesion.interventions import OUTSIDE, Rewriting
+from lesion.interventions import OUTSIDE, Rewriting, WeightEdit
 from lesion.statistics import Scorer, Scores
 
 
@@ -82,14 +82,24 @@ class Bench:
                     entering[index] = self.skeleton.enter(batch)[0]
         return stream, calls, entering
 
-    def own_weights(self) -> dict[int, int]:
-        """How many weights each lane sets beside those that the clean lane does, of the lanes that set any."""
-        common = set(self.lanes[0].weights)
-        return {
-            index: sum(self.rewriting.n_set(edit) for edit in lane.weights if edit not in common or index == 0)
-            for index, lane in enumerate(self.lanes)
-            if self.rewriting and lane.weights
-        }
+    def own_weights(self) -> dict[int, tuple[int, int]]:
+        """How many weights each lane sets beside those of the clean lane, and how many of them are zero modes."""
+        found = {}
+        for index, lane in enumerate(self.lanes):
+            if self.rewriting and lane.weights:
+                counts = [self.rewriting.n_set(edit) for edit in self._own(index)]
+                found[index] = (sum(n_set for n_set, _ in counts), sum(n_zero for _, n_zero in counts))
+        return found
+
+    def scope_sizes(self, index: int) -> tuple[int, int]:
+        """Zero modes in the scopes of a lane's own edits of weights, and the other weights there."""
+        assert self.rewriting is not None
+        sizes = [self.rewriting.sizes(edit) for edit in self._own(index)]
+        return sum(n_zero for n_zero, _ in sizes), sum(n_others for _, n_others in sizes)
+
+    def _own(self, index: int) -> list[WeightEdit]:
+        common = set(self.lanes[0].weights) if index else set()
+        return [edit for edit in self.lanes[index].weights if edit not in common]
 
     def tokens(self, batch: Sequence[int]) -> int:
         """Tokens of data in a batch of documents."""

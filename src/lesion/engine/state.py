@@ -65,7 +65,8 @@ class SweepState:
     Attributes:
         means: one accumulator a domain; cells are lanes.
         differences: one accumulator a domain; cells are contrasts. Empty where nothing is compared.
-        n_set: weights that a lane sets beside those that the clean lane does, by lane.
+        n_set: by lane, how many weights it sets beside those that the clean lane does, and how many of them are zero
+            modes.
         watched: one statistic a watch, over all domains.
         changed: lanes whose edits have changed a tensor.
         moved: lanes whose last residual stream was not the clean one's.
@@ -85,7 +86,7 @@ class SweepState:
     made_by: set[Maker] = field(default_factory=set)
     watched: list[Statistic] = field(default_factory=list)
     differences: list[ClusteredMean] = field(default_factory=list)
-    n_set: dict[int, int] = field(default_factory=dict)
+    n_set: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, n_lanes: int, n_domains: int, watches: Sequence[Watch] = (), n_contrasts: int = 0) -> "SweepState":
@@ -123,7 +124,7 @@ def save_state(store: ShardStore, index: int, state: SweepState) -> None:
         "incidents": [[i.lane, i.block, i.documents] for i in state.incidents],
         "halved": state.halved,
         "bytes_read": state.bytes_read,
-        "n_set": sorted(state.n_set.items()),
+        "n_set": [[lane, *counts] for lane, counts in sorted(state.n_set.items())],
         "made_by": [maker.row() for maker in sorted(state.made_by)],
     }
     store.commit(index, arrays, info)
@@ -148,6 +149,6 @@ def load_state(store: ShardStore, index: int, state: SweepState) -> SweepState |
     state.changed, state.moved = set(info["changed"]), set(info["moved"])
     state.halved, state.bytes_read = info["halved"], info["bytes_read"]
     state.incidents = [Incident(lane, block, documents) for lane, block, documents in info["incidents"]]
-    state.n_set = dict(info.get("n_set", []))
+    state.n_set = {lane: (n_set, n_zero) for lane, n_set, n_zero in info.get("n_set", [])}
     state.made_by = {Maker(*row) for row in info.get("made_by", [])}
     return state

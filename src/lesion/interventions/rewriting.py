@@ -51,6 +51,7 @@ class _Bound:
     masks: Masks
     targets: Mapping[int, Sequence[_Target]]
     drawn: dict[str, "_Drawn"] = field(default_factory=dict)
+    sizes: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class _Drawn:
     start: int
     size: int
     n_set: int
+    n_zero_modes: int
 
 
 class Rewriting:
@@ -102,25 +104,28 @@ class Rewriting:
         note = edit.parsed_scope.note(self._structure)
         return [note] if note else []
 
-    def n_set(self, edit: WeightEdit) -> int:
-        """Weights that an edit sets, once all its blocks have been here."""
-        bound = self._bound[edit]
+    def n_set(self, edit: WeightEdit) -> tuple[int, int]:
+        """Weights that an edit sets, and how many of them are zero modes; of random ones once its blocks were here."""
         if edit.kind in RANDOM:
-            return sum(drawn.n_set for drawn in bound.drawn.values())
-        return sum(self.sizes(edit)[0 if edit.kind == "zero_modes" else 1])
+            drawn = self._bound[edit].drawn.values()
+            return sum(one.n_set for one in drawn), sum(one.n_zero_modes for one in drawn)
+        zero_modes, others = self.sizes(edit)
+        return (zero_modes, zero_modes) if edit.kind == "zero_modes" else (others, 0)
 
-    def sizes(self, edit: WeightEdit) -> tuple[list[int], list[int]]:
-        """Zero modes of each parameter in the scope, and its other weights there; from the masks alone."""
+    def sizes(self, edit: WeightEdit) -> tuple[int, int]:
+        """Zero modes in the scope of an edit, and the other weights there; from the masks alone."""
         bound = self._bound[edit]
-        zero_modes, others = [], []
-        for target in (target for targets in bound.targets.values() for target in targets):
-            if target.region.dim is None:
-                found = bound.masks.count(target.mask_name)
-            else:
-                found = int(np.count_nonzero(target.region.take(bound.masks[target.mask_name]).numpy()))
-            zero_modes.append(found)
-            others.append(target.region.size(bound.masks.shape(target.mask_name)) - found)
-        return zero_modes, others
+        if bound.sizes is None:
+            zero_modes = whole = 0
+            for target in (target for targets in bound.targets.values() for target in targets):
+                whole += target.region.size(bound.masks.shape(target.mask_name))
+                if target.region.dim is None:
+                    zero_modes += bound.masks.count(target.mask_name)
+                else:
+                    found = target.region.take(bound.masks[target.mask_name])
+                    zero_modes += int(np.count_nonzero(found.numpy()))
+            bound.sizes = (zero_modes, whole - zero_modes)
+        return bound.sizes
 
     @contextlib.contextmanager
     def replaced(self, edits: Sequence[WeightEdit], layer: int) -> Iterator[None]:
@@ -188,7 +193,8 @@ class Rewriting:
             start = self._file.seek(0, os.SEEK_END)
             self._file.write(bits.data)
             self._file.flush()
-            bound.drawn[target.name] = _Drawn(start, len(bits), int(np.bitwise_count(bits).sum()))
+            n_set, n_zero_modes = (int(np.count_nonzero(found.numpy())) for found in (chosen, chosen & mask))
+            bound.drawn[target.name] = _Drawn(start, len(bits), n_set, n_zero_modes)
             return chosen
         drawn = bound.drawn[target.name]
         bits = np.frombuffer(os.pread(self._file.fileno(), drawn.size, drawn.start), np.uint8)
@@ -246,7 +252,7 @@ class Rewriting:
 def refuse_nothing(rewriting: Rewriting, edits: Sequence[WeightEdit]) -> None:
     """Raises InterventionError where an edit sets no weight at all; random ones are known once they were made."""
     for edit in edits:
-        if not rewriting.n_set(edit):
+        if not rewriting.n_set(edit)[0]:
             raise InterventionError(f"{edit.name}: these are no weights at all, so it would do nothing")
 
 

@@ -61,14 +61,18 @@ def _table(mean: ClusteredMean, asked: LayerSweep, n_layers: int) -> pd.DataFram
 def warnings_of(state: SweepState, bench: Bench) -> list[str]:
     still = [lane.name for index, lane in enumerate(bench.lanes) if index and index not in state.moved]
     nothing = [f"{name}: every number stayed as it was, so what it takes away contributes nothing" for name in still]
+    return [*shortfalls(state, bench), *broken_lanes(state), *nothing]
+
+
+def broken_lanes(state: SweepState) -> list[str]:
+    """Lanes that stopped being finite, a line for each place."""
     broken: dict[tuple[str, int | None], list[int]] = {}
     for incident in state.incidents:
         broken.setdefault((incident.lane, incident.block), []).extend(incident.documents)
-    incidents = [str(Incident(lane, block, sorted(documents))) for (lane, block), documents in broken.items()]
-    return [*_shortfalls(state, bench), *incidents, *nothing]
+    return [str(Incident(lane, block, sorted(documents))) for (lane, block), documents in broken.items()]
 
 
-def _shortfalls(state: SweepState, bench: Bench) -> list[str]:
+def shortfalls(state: SweepState, bench: Bench) -> list[str]:
     """What was not run, or not as planned."""
     lines = []
     for index, reason in state.failed.items():

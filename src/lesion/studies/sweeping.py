@@ -60,7 +60,7 @@ def run_sweep(
         store = folder.shard_store(_shard_key(bench, anatomy)) if folder else None
         with _off_its_gpu(model) if others else nullcontext():
             state = sweep(bench, store=store, progress=progress, executor=others or Here(runner))
-    if base and base.weights and not state.n_set.get(0):
+    if base and base.weights and not state.n_set.get(0, (1, 0))[0]:
         raise InterventionError(f"{base.name}: these are no weights at all, so it would do nothing")
     return Swept(state, _weights(model, state, checking))
 

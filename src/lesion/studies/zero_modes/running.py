@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lesion.checkpoints.masks import FILE, Masks
 from lesion.checkpoints.opened import Checkpoint
 from lesion.errors import InputError
-from lesion.results import RunFolder, commit, versions
+from lesion.results import RunFolder, commit, file_digest, versions
 from lesion.studies.setting import Outcome
 
 
@@ -61,6 +62,14 @@ def complete(folder: RunFolder) -> Outcome:
     """What a run gave that had been complete already."""
     tables = {name: folder.read_table(name) for name in folder.manifest["tables"]}
     return Outcome(tables, folder.path, folder.manifest.get("warnings", []), resumed_complete=True)
+
+
+def described_masks(path: str | Path, masks: Masks) -> dict[str, str]:
+    """The masks as a manifest names them."""
+    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    return {**{key: value for key, value in masks.metadata.items() if key != "shapes"}, "path": str(path)} | {
+        "sha256": file_digest(file)
+    }
 
 
 def own_names(places: Sequence[str | Path], given: Sequence[str | None]) -> list[str]:

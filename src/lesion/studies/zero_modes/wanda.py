@@ -16,18 +16,18 @@ from lesion.anatomy.renaming import renaming
 from lesion.anatomy.wording import some
 from lesion.checkpoints.align import common_prefix
 from lesion.checkpoints.components import place
-from lesion.checkpoints.masks import FILE, Masks
+from lesion.checkpoints.masks import Masks
 from lesion.checkpoints.opened import Checkpoint, Stored, open_checkpoint
 from lesion.data import ImageData, TextData
 from lesion.engine import Bench, Progress, Watch, lay_out, make_plan
 from lesion.engine.executors import read_choice
 from lesion.errors import InputError, ModelError
-from lesion.results import RunFolder, file_digest
+from lesion.results import RunFolder
 from lesion.statistics import SumOfSquares
 from lesion.studies.layers_results import warnings_of
 from lesion.studies.setting import Outcome, Reading, Study, left_out, open_data, open_model
 from lesion.studies.sweeping import Swept, run_sweep, timings
-from lesion.studies.zero_modes.running import complete
+from lesion.studies.zero_modes.running import complete, described_masks
 from lesion.studies.zero_modes.wanda_results import Projection, rank, tables_of
 
 STUDY = "zero-modes wanda"
@@ -92,7 +92,7 @@ def wanda(
         **({} if asked.data is data else reading.arguments()),
         "seed": seed,
     }
-    beside = {"masks": _described(masks, asked.masks)}
+    beside = {"masks": described_masks(masks, asked.masks)}
     study = Study(STUDY, arguments, asked.model, asked.data, command, seed, beside)
     path = Path(out) / study.folder_name() if name_folder else Path(out)
     with study.open_folder(path, resume=resume, overwrite=overwrite) as folder:
@@ -255,14 +255,6 @@ def _projection(anatomy: Anatomy, name: str, tensor: Stored, path: str) -> Proje
             "nobody can say what its inputs are"
         )
     return Projection(name, layer, component, path, tensor, transposed=isinstance(module, Conv1D))
-
-
-def _described(path: str | Path, masks: Masks) -> dict[str, str]:
-    """The masks as a manifest names them."""
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-    return {**{key: value for key, value in masks.metadata.items() if key != "shapes"}, "path": str(path)} | {
-        "sha256": file_digest(file)
-    }
 
 
 def _notes(masks: Masks, checkpoint: Checkpoint, spread: Sequence[str]) -> list[str]:
