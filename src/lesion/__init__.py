@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lesion.interventions import Intervention, combine, drop, drop_attn, drop_mlp, parse, set_weights, swap
     from lesion.studies import training, zero_modes
     from lesion.studies.check import check
+    from lesion.studies.copying import copying
     from lesion.studies.layers import layers
     from lesion.studies.setting import Outcome, Reading
 
@@ -23,6 +24,7 @@ _HOMES = {
     "Reading": "lesion.studies.setting",
     "check": "lesion.studies.check",
     "combine": "lesion.interventions",
+    "copying": "lesion.studies.copying",
     "drop": "lesion.interventions",
     "drop_attn": "lesion.interventions",
     "drop_mlp": "lesion.interventions",
@@ -45,6 +47,7 @@ __all__ = [
     "Reading",
     "check",
     "combine",
+    "copying",
     "drop",
     "drop_attn",
     "drop_mlp",

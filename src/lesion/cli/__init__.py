@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lesion.cli.console import write_anything
+from lesion.cli.copying import copying
 from lesion.cli.inspection import check, models
 from lesion.cli.interrupts import INTERRUPTS
 from lesion.cli.pages import report
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (layers, demo, check, models, report):
+for command in (layers, copying, demo, check, models, report):
     app.command()(command)
 app.add_typer(zero_modes, name="zero-modes")
 app.add_typer(train, name="train")

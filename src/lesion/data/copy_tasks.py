@@ -220,8 +220,8 @@ def usable_ids(tokenizer: Tokenizer, n_ids: int) -> Int[np.ndarray, " id"]:
 def _met(tokenizer: Tokenizer, ids: Sequence[int], texts: Sequence[str]) -> Bool[np.ndarray, " id"]:
     found = np.array([PIECE_OF_A_CHARACTER in text for text in texts], dtype=bool)
     for before in ("", "x"):
-        left = np.flatnonzero(~found)
-        encoded = tokenize(tokenizer, [before + texts[at] for at in left]) if left.size else []
+        left = np.flatnonzero(~found).tolist()
+        encoded = tokenize(tokenizer, [before + texts[at] for at in left]) if left else []
         found[left] = [ids[at] in own for at, own in zip(left, encoded, strict=True)]
     return found
 

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from lesion.errors import RunFolderError
 from lesion.report.content import Section
-from lesion.report.sections import layers, training
+from lesion.report.sections import copying, layers, training
 from lesion.report.sections.zero_modes import diff, dynamics, overlap, wanda
 from lesion.results import RunView
 
 SECTIONS: dict[str, Callable[[RunView], Section]] = {
+    "copying": copying.section,
     "layers": layers.section,
     "train finetune": training.section,
     "train pretrain": training.section,
