@@ -19,6 +19,7 @@ TIMES = {"integers": 2, "tokens": 3}
 LOW, HIGH = 1000, 10_000
 """Four-digit integers, the upper bound not included."""
 PIECE_OF_A_CHARACTER = "\ufffd"
+"""What a tokenizer decodes such a piece to."""
 Drawn = np.random.Generator
 
 
@@ -206,19 +207,20 @@ def special_front(tokenizer: Tokenizer, bos: Bos, n_positions: int) -> tuple[int
 def usable_ids(tokenizer: Tokenizer, n_ids: int) -> Int[np.ndarray, " id"]:
     """Ids that can be drawn: known to tokenizer and model, not special, and such that some text is encoded with them.
 
-    An id is kept where its own text, alone or behind a letter, is encoded with it; so are pieces of characters, which
-    are no text by themselves.
+    An id is kept where its own text, alone or behind a letter, is encoded with it. Pieces of characters are not: in a
+    text they only stand beside the others of their character.
     """
     added = {int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special = added | {int(i) for i in tokenizer.all_special_ids}
     known = sorted(i for i in set(tokenizer.get_vocab().values()) - special if 0 <= i < n_ids)
     texts = [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in known]
     kept = _met(tokenizer, known, texts)
-    return np.array([i for i, keep in zip(known, kept, strict=True) if keep], dtype=np.int64)
+    whole = [PIECE_OF_A_CHARACTER not in text for text in texts]
+    return np.array([i for i, met, own in zip(known, kept, whole, strict=True) if met and own], dtype=np.int64)
 
 
 def _met(tokenizer: Tokenizer, ids: Sequence[int], texts: Sequence[str]) -> Bool[np.ndarray, " id"]:
-    found = np.array([PIECE_OF_A_CHARACTER in text for text in texts], dtype=bool)
+    found = np.zeros(len(ids), dtype=bool)
     for before in ("", "x"):
         left = np.flatnonzero(~found).tolist()
         encoded = tokenize(tokenizer, [before + texts[at] for at in left]) if left else []
