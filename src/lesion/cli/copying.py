@@ -97,7 +97,7 @@ def copying(
             "(compute no attention), or 1:2,0:3 (layer:head)."
         ),
     ] = "auto",
-    threshold: Annotated[float, typer.Option(help="Induction score of an induction head, at least.")] = 0.3,
+    threshold: Annotated[float, typer.Option(help="Induction score of an induction head, at least.")] = 0.2,
     maps: Annotated[bool, typer.Option("--maps", help="Keep attention maps under every condition, too.")] = False,
     generate: Annotated[
         int, typer.Option(help="Also generate so many tokens, and follow attention at every step.")

@@ -38,7 +38,7 @@ class Looking:
     """
 
     heads: Heads = "auto"
-    threshold: float = 0.3
+    threshold: float = 0.2
     maps: bool = False
 
     def check(self) -> None:
