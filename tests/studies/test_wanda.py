@@ -13,7 +13,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 import lesion
 from lesion.checkpoints.components import place
@@ -22,50 +22,16 @@ from lesion.data import load_text
 from lesion.engine.runners import MemoryRunner
 from lesion.errors import InputError, ModelError, RunFolderError
 from lesion.studies.zero_modes.wanda import wanda
-from tests.conftest import SENTENCES
 from tests.statistics.test_deciles import slow
-from tests.support import TINY, save_tiny_folder, tiny_model
+from tests.studies.pair import Pair, moved, save_model, write_text
+from tests.support import TINY
 
 FAMILIES = ["llama", "gpt2", "gpt_neox", "opt", "phi", "falcon-7b", "falcon-40b", "bloom", "bert", "gemma2"]
 BY = ["wanda", "magnitude", "activation"]
-IDS = 330
 
 
-def save_model(name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """A tiny model of a family, with a tokenizer that can also mask."""
-    save_tiny_folder(folder, SENTENCES)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    tokenizer.add_special_tokens({"mask_token": "<mask>", "cls_token": "<cls>", "sep_token": "<sep>"})
-    tokenizer.save_pretrained(folder)
-    for left in ("model.safetensors", "generation_config.json"):
-        (folder / left).unlink(missing_ok=True)
-    tiny_model(name, seed, vocab_size=IDS).to(dtype).save_pretrained(folder)
-    return folder
-
-
-def moved(base: Path, tuned: Path, seed: int = 1) -> Path:
-    """The same model with about two weights of three moved."""
-    tuned.mkdir()
-    for file in base.iterdir():
-        (tuned / file.name).write_bytes(file.read_bytes())
-    generator, tensors = torch.Generator().manual_seed(seed), load_file(base / "model.safetensors")
-    for tensor in tensors.values():
-        tensor += ((torch.rand(tensor.shape, generator=generator) < 0.67) * 0.3).to(tensor.dtype)
-    save_file(tensors, tuned / "model.safetensors", metadata={"format": "pt"})
-    return tuned
-
-
-class Pair:
-    """Two checkpoints, their masks, and text."""
-
-    def __init__(self, name: str, folder: Path, text: Path) -> None:
-        self.name, self.text = name, text
-        self.base = save_model(name, folder / "base")
-        self.tuned = moved(self.base, folder / "tuned")
-        self.masks = folder / "masks"
-        lesion.zero_modes.diff(str(self.base), str(self.tuned), out=self.masks, look=["none"])
-        self.reading = lesion.Reading(tokens=500, context=32)
+class WandaPair(Pair):
+    """A pair, and the study."""
 
     def run(self, **options: object) -> lesion.Outcome:
         given = {"model": self.tuned, "masks": self.masks, "data": str(self.text), "reading": self.reading, **options}
@@ -108,28 +74,22 @@ class Pair:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def family_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def family_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> WandaPair:
     folder = tmp_path_factory.mktemp("pair")
-    return Pair(str(request.param), folder, write_text(folder / "text.jsonl"))
+    return WandaPair(str(request.param), folder, write_text(folder / "text.jsonl"))
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> WandaPair:
     folder = tmp_path_factory.mktemp("llama")
-    return Pair("llama", folder, write_text(folder / "text.jsonl"))
-
-
-def write_text(path: Path) -> Path:
-    rows = [{"text": " ".join(SENTENCES[(i + k) % 4] for k in range(1 + i % 3))} for i in range(12)]
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return path
+    return WandaPair("llama", folder, write_text(folder / "text.jsonl"))
 
 
 def norms_in(folder: Path) -> dict[str, np.ndarray]:
     return load_arrays(folder / "arrays" / "input_norms.safetensors")
 
 
-def test_against_brute_force(family_pair: Pair, tmp_path: Path) -> None:
+def test_against_brute_force(family_pair: WandaPair, tmp_path: Path) -> None:
     """Norms within float32's rounding; and, from the kept norms, every count of both tables exactly."""
     outcome = family_pair.run(out=tmp_path / "run")
     norms, expected, tensors = norms_in(tmp_path / "run"), family_pair.slow_norms(), family_pair.tensors()
@@ -215,7 +175,7 @@ def last_tenth(rows: pd.DataFrame, by: str) -> float:
     return float(found["n_zero_modes"].iloc[-1] / found["n_zero_modes"].sum())
 
 
-def test_planted_zero_modes_are_found_where_they_are(pair: Pair, tmp_path: Path) -> None:
+def test_planted_zero_modes_are_found_where_they_are(pair: WandaPair, tmp_path: Path) -> None:
     """In the highest tenth by the slow norms: of each row's scores, of its sizes, and of the inputs."""
     norms, marks = pair.slow_norms(), {}
     for by in BY:
@@ -232,7 +192,7 @@ def test_planted_zero_modes_are_found_where_they_are(pair: Pair, tmp_path: Path)
         assert all(share[other] < 0.9 for other in BY if other != by)
 
 
-def test_a_single_loud_input(pair: Pair, tmp_path: Path) -> None:
+def test_a_single_loud_input(pair: WandaPair, tmp_path: Path) -> None:
     """One coordinate of the norm before attention is a hundred times as loud: its column leads the rankings of q."""
     tensors = load_file(pair.tuned / "model.safetensors")
     tensors["model.layers.1.input_layernorm.weight"][5] = 100.0
@@ -261,7 +221,7 @@ def assert_same_tables(a: lesion.Outcome, b: lesion.Outcome) -> None:
     {"loading": lesion.Loading(stream=True)},
     {"executor": "local"},
 ], ids=["streamed", "another process"])  # fmt: skip
-def test_other_ways_to_run_give_the_same_bits(pair: Pair, how: dict[str, object], tmp_path: Path) -> None:
+def test_other_ways_to_run_give_the_same_bits(pair: WandaPair, how: dict[str, object], tmp_path: Path) -> None:
     plain, other = pair.run(out=tmp_path / "plain"), pair.run(**how, out=tmp_path / "other")
     assert_same_tables(plain, other)
     ours, theirs = norms_in(tmp_path / "plain"), norms_in(tmp_path / "other")
@@ -270,7 +230,7 @@ def test_other_ways_to_run_give_the_same_bits(pair: Pair, how: dict[str, object]
     assert streamed == ("loading" in how)
 
 
-def test_the_batch_size_changes_rounding_at_most(pair: Pair, tmp_path: Path) -> None:
+def test_the_batch_size_changes_rounding_at_most(pair: WandaPair, tmp_path: Path) -> None:
     pair.run(out=tmp_path / "one", batch_size=1)
     pair.run(out=tmp_path / "many", batch_size=5)
     ours, theirs = norms_in(tmp_path / "one"), norms_in(tmp_path / "many")
@@ -281,7 +241,7 @@ def test_the_batch_size_changes_rounding_at_most(pair: Pair, tmp_path: Path) -> 
 
 
 def test_an_interrupted_run_goes_on_to_the_same_tables(
-    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: WandaPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lesion.engine.plan.SHARD_OPERATIONS", {"cpu": 1})
     whole = pair.run(batch_size=2)
@@ -310,7 +270,7 @@ def test_an_interrupted_run_goes_on_to_the_same_tables(
     assert not (tmp_path / "run" / "shards").exists()
 
 
-def test_a_run_folder(pair: Pair, tmp_path: Path) -> None:
+def test_a_run_folder(pair: WandaPair, tmp_path: Path) -> None:
     first = pair.run(out=tmp_path, name_folder=True, command="lesion zero-modes wanda …")
     assert first.path is not None
     assert first.path.name.startswith("zero-modes-wanda-tuned-")
@@ -332,7 +292,7 @@ def test_a_run_folder(pair: Pair, tmp_path: Path) -> None:
     assert any("the masks are not a pair's zero modes but not (" in line for line in other.warnings)
 
 
-def test_what_a_reader_must_know_is_said(pair: Pair, tmp_path: Path) -> None:
+def test_what_a_reader_must_know_is_said(pair: WandaPair, tmp_path: Path) -> None:
     assert pair.run().warnings == []
     assert pair.run(model=pair.base).warnings == [
         f"{pair.base} is not the tuned checkpoint that the masks were made with"
@@ -348,7 +308,7 @@ def test_what_a_reader_must_know_is_said(pair: Pair, tmp_path: Path) -> None:
 
 def test_a_prefix_on_one_side(tmp_path: Path) -> None:
     """OpenAI's GPT-2 files lack `transformer.` in front; masks made of one kind fit the other."""
-    pair = Pair("gpt2", tmp_path, write_text(tmp_path / "text.jsonl"))
+    pair = WandaPair("gpt2", tmp_path, write_text(tmp_path / "text.jsonl"))
     expected = pair.run()
     short = tmp_path / "short"
     short.mkdir()
@@ -370,7 +330,7 @@ def test_a_prefix_on_one_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
 def test_experts_are_left_out_by_name(name: str, tmp_path: Path) -> None:
-    pair = Pair(name, tmp_path, write_text(tmp_path / "text.jsonl"))
+    pair = WandaPair(name, tmp_path, write_text(tmp_path / "text.jsonl"))
     outcome = pair.run()
     assert any("projections of experts are in no number" in line and "experts.0." in line for line in outcome.warnings)
     rows = outcome.tables["zero_modes_wanda"]
@@ -384,7 +344,7 @@ def test_experts_are_left_out_by_name(name: str, tmp_path: Path) -> None:
         pair.run(masks=planted(tmp_path, spread))
 
 
-def test_what_does_not_fit_is_refused(pair: Pair, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(pair: WandaPair, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     with pytest.raises(InputError, match="no masks of projection matrices"):
         pair.run(masks=planted(tmp_path, {"model.norm.weight": np.zeros(32, dtype=bool)}))
@@ -403,7 +363,7 @@ def test_what_does_not_fit_is_refused(pair: Pair, tmp_path: Path) -> None:
         pair.run(executor="somewhere")
 
 
-def test_a_mask_between_bytes(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_between_bytes(pair: WandaPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a few rows, whose first bit is not the first of a byte, count what whole matrices count."""
     whole = pair.run()
     for piece in (1, 97, 32 * 7):

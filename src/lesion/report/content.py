@@ -120,6 +120,26 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Dots:
+    """Points with intervals, a row a category, the points of several lines below each other in it.
+
+    Attributes:
+        title: quantity and unit of the horizontal axis.
+        rows: the categories from top to bottom; may come from data.
+        curves: `x` are numbers of rows, `y` the values, `low` and `high` the ends of a value's interval; a value that is
+            NaN is not drawn, an interval with an end that is NaN neither.
+        marks: lines from top to bottom, at their `x`.
+        note: a short second line of the title.
+    """
+
+    title: str
+    rows: tuple[str, ...]
+    curves: tuple[Curve, ...]
+    marks: tuple[Mark, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Grid:
     """A heat map: a coloured cell a number, which is written in it where there is room.
 
@@ -168,7 +188,7 @@ class Picture:
     note: str = ""
 
 
-AnyPanel = Panel | Curves | Grid | Picture
+AnyPanel = Panel | Curves | Dots | Grid | Picture
 """What a figure may be made of."""
 
 

@@ -10,15 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lesion.report import svg
-from lesion.report.content import AnyPanel, Curve, Curves, FigureSpec, Grid, Panel, Picture, Series
-from lesion.report.drawing import curves, grid, lines, picture
+from lesion.report.content import AnyPanel, Curve, Curves, Dots, FigureSpec, Grid, Panel, Picture, Series
+from lesion.report.drawing import curves, dots, grid, lines, picture
 from lesion.report.drawing.style import PANEL, Box, clean, style
 from lesion.report.palette import ROLES
 from lesion.results import atomic_write
 
 __all__ = ["clean", "inline_panels", "legend_lines", "span", "write_files"]
 
-KINDS: Mapping[type, Any] = {Panel: lines, Curves: curves, Grid: grid, Picture: picture}
+KINDS: Mapping[type, Any] = {Panel: lines, Curves: curves, Dots: dots, Grid: grid, Picture: picture}
 """Which file draws which kind of panel."""
 CHARACTER = 0.07
 """Width of a character of the legend, in inches."""
@@ -53,18 +53,18 @@ def legend_lines(spec: FigureSpec) -> list[Series | Curve]:
     """The lines that a legend names, each label once."""
     found: dict[str, Series | Curve] = {}
     for panel in spec.panels:
-        if isinstance(panel, Panel | Curves):
+        if isinstance(panel, Panel | Curves | Dots):
             found |= {line.label: line for line in (panel.series if isinstance(panel, Panel) else panel.curves)}
     return list(found.values())
 
 
 def span(panel: AnyPanel) -> int:
     """How many ordinary panels wide it is."""
-    return grid.size(panel)[0] if isinstance(panel, Grid) else 1
+    return KINDS[type(panel)].size(panel)[0] if isinstance(panel, Grid | Dots) else 1
 
 
 def _height(panel: AnyPanel) -> float:
-    return grid.size(panel)[1] if isinstance(panel, Grid) else PANEL[1]
+    return float(KINDS[type(panel)].size(panel)[1]) if isinstance(panel, Grid | Dots) else PANEL[1]
 
 
 class _Row(NamedTuple):

@@ -33,7 +33,7 @@ def draw(figure: Figure, box: Box, panel: Curves, spec: FigureSpec) -> None:
     for index, line in enumerate(panel.curves):
         _draw_curve(axes, line, f"curve-{index}", panel)
     for mark in panel.marks:
-        _draw_mark(axes, mark)
+        draw_mark(axes, mark)
 
 
 def hover(panel: Curves, spec: FigureSpec) -> dict[str, list[str]]:
@@ -178,7 +178,8 @@ def _draw_band(axes: Axes, line: Curve, low: np.ndarray, high: np.ndarray, panel
     axes.fill_between(x, low, high, color=ROLES[line.role].light, alpha=0.25, linewidth=0, zorder=2)
 
 
-def _draw_mark(axes: Axes, mark: Mark) -> None:
+def draw_mark(axes: Axes, mark: Mark) -> None:
+    """A thin line across the axes, or a point, with its words."""
     colour = ROLES[mark.role].light
     if mark.x is not None and mark.y is not None:
         axes.plot([mark.x], [mark.y], linestyle="none", marker="o", markersize=4.2, color=colour, zorder=5)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -89,7 +89,7 @@ def ablate(
     read_choice(executor)
     started = time.monotonic()
     loading, reading = loading or Loading(), reading or Reading()
-    asked = _Asked(tuple(kinds), tuple(seeds), value, disjoint, tuple(include), tuple(scopes))  # type: ignore[arg-type]
+    asked = _Asked(tuple(kinds), tuple(seeds), value, disjoint, tuple(include), tuple(scopes))
     asked.check()
     base = combine([parse(edit) for edit in edits]) if edits else None
     sets = Masks.load(masks)
@@ -142,7 +142,7 @@ def ablate(
 class _Asked:
     """What is taken away, before it is known of which model."""
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[str, ...]
     seeds: tuple[int, ...]
     value: Value
     disjoint: bool
@@ -182,7 +182,7 @@ class _Asked:
         """
         found = []
         for scope in dict.fromkeys(scope.text for scope in expand_scopes(self.scopes, structure_of(anatomy))):
-            for kind in self.kinds:
+            for kind in cast("tuple[Kind, ...]", self.kinds):
                 for seed in self.seeds if kind in RANDOM else (None,):
                     value: Value = "zero" if kind == "keep_only" else self.value
                     disjoint = self.disjoint and kind in RANDOM

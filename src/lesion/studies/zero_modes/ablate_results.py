@@ -142,11 +142,11 @@ def _contrasts(
 def _combined(sem: float, n_documents: int, sd: float, k: int) -> tuple[float, float]:
     """Standard error over documents and draws, and its degrees of freedom."""
     if k == 1:
-        return sem, n_documents - 1
+        return sem, float(n_documents - 1)
     documents, draws = sem**2, sd**2 / k
     whole = documents + draws
     if not whole > 0 or n_documents < 2:
-        return math.sqrt(whole) if whole >= 0 else math.nan, n_documents - 1
+        return math.sqrt(whole) if whole >= 0 else math.nan, float(n_documents - 1)
     return math.sqrt(whole), whole**2 / (documents**2 / (n_documents - 1) + draws**2 / (k - 1))
 
 

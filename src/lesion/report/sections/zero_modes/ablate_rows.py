@@ -1,0 +1,213 @@
+"""What the page of `lesion zero-modes ablate` reads from its tables: losses by scope, and zero modes beside controls."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lesion.report.drawing.style import clean
+from lesion.report.numbers import Measure, decimals, number
+from lesion.report.palette import WEIGHTS
+from lesion.report.sections.zero_modes.rows import called, optional_table
+from lesion.results import RunView
+
+
+class Look(NamedTuple):
+    """How a kind is named in figures and in sentences, its colour and its marker."""
+
+    label: str
+    words: str
+    role: str
+    marker: str
+
+
+KINDS = {
+    "zero_modes": Look("zero modes", "zero modes", WEIGHTS["zero_modes"], "o"),
+    "random": Look("random weights", "random weights", WEIGHTS["random"], "s"),
+    "random_matched": Look("weights of the same size", "weights of the same size", WEIGHTS["matched"], "^"),
+    "complement": Look("all but zero modes", "all weights that are no zero modes", "drop_mlp", "D"),
+    "keep_only": Look("zero modes kept alone", "all weights that are no zero modes", "domain_3", "v"),
+}
+CONTROLS = ("random", "random_matched")
+NUMBER = "(0|[1-9][0-9]*)"
+LAYER, HEAD = re.compile(f"layer:{NUMBER}"), re.compile(f"head:{NUMBER}:{NUMBER}")
+COMPONENT = re.compile(r"component:(\w+)")
+LONGEST = 60
+"""Characters of a scope in a sentence."""
+
+
+class Difference(NamedTuple):
+    """Zero modes minus a control, in nats, with its interval; the ends are NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+    n_seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """`more` or `less` where the interval excludes 0, `open` where it holds 0, empty where there is none."""
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return ""
+        return "more" if self.low > 0 else "less" if self.high < 0 else "open"
+
+    def digits(self) -> int:
+        """Decimal places of all three."""
+        return decimals(self.value, (self.high - self.low) / 4)
+
+    def interval(self) -> str:
+        """`−0.27 to 1.25`; empty where there is none."""
+        if not self.verdict:
+            return ""
+        return f"{number(self.low, self.digits())} to {number(self.high, self.digits())}"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The two tables of a run, over all domains or of one.
+
+    Attributes:
+        lanes: a row a lane; the first one is the model as it is.
+        contrasts: zero modes minus a control; no rows where none were compared.
+    """
+
+    lanes: pd.DataFrame
+    contrasts: pd.DataFrame
+
+    @cached_property
+    def clean_loss(self) -> Measure:
+        """The loss of the model as it is, in nats."""
+        row = self.lanes[self.lanes["kind"] == "none"].iloc[0]
+        return Measure(float(row["loss_nats"]), float(row["loss_sem"]))
+
+    @property
+    def scopes(self) -> list[str]:
+        """Scopes in the order of the table."""
+        return list(dict.fromkeys(self.lanes.loc[self.lanes["kind"] != "none", "scope"]))
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds that were taken away, in the order of figures."""
+        return [kind for kind in KINDS if kind in set(self.lanes["kind"])]
+
+    @cached_property
+    def _by_kind(self) -> dict[str, pd.DataFrame]:
+        return {kind: _over_seeds(self.lanes[self.lanes["kind"] == kind]) for kind in self.kinds}
+
+    def losses(self, kind: str) -> pd.DataFrame:
+        """A row a scope of a kind, by its name: the mean over seeds.
+
+        Returns:
+            Columns `loss`, `change` (means over seeds), `sem`, `change_sem` (of the documents, NaN with several
+            seeds), `sd`, `least`, `greatest` (of the loss over seeds), `n_seeds`, `n_set`, `n_zero_modes_set`,
+            `n_in_scope`. NaN where any seed is NaN. No rows where the kind was not taken away.
+        """
+        return self._by_kind.get(kind, _over_seeds(self.lanes.iloc[:0]))
+
+    @cached_property
+    def _differences(self) -> dict[str, dict[str, Difference]]:
+        found: dict[str, dict[str, Difference]] = {}
+        for row in self.contrasts.sort_values("n_seeds", kind="stable").to_dict("records"):
+            seen = (float(row[name]) for name in ("difference_nats", "low_nats", "high_nats"))
+            found.setdefault(row["control"], {})[row["scope"]] = Difference(*seen, int(row["n_seeds"]))
+        return found
+
+    @property
+    def controls(self) -> list[str]:
+        """Controls that zero modes were compared with."""
+        return [kind for kind in CONTROLS if kind in self._differences]
+
+    def difference(self, control: str, scope: str) -> Difference:
+        """Zero modes minus the mean of all seeds of a control; NaN where they were not compared."""
+        missing = Difference(math.nan, math.nan, math.nan, 0)
+        return self._differences.get(control, {}).get(scope, missing)
+
+    def of_domain(self, domain: str) -> "Ablation":
+        """Its rows of one domain, where both tables are those by domain."""
+        return Ablation(*(table[table["domain"] == domain] for table in (self.lanes, self.contrasts)))
+
+
+def _over_seeds(lanes: pd.DataFrame) -> pd.DataFrame:
+    records = {}
+    for scope, rows in lanes.groupby("scope", sort=False):
+        losses = np.asarray(rows["loss_nats"], dtype=np.float64)
+        one, first = len(rows) == 1, rows.iloc[0]
+        records[scope] = {
+            "loss": float(losses.mean()),
+            "change": float(np.asarray(rows["loss_change_nats"], dtype=np.float64).mean()),
+            "sem": float(first["loss_sem"]) if one else math.nan,
+            "change_sem": float(first["loss_change_nats_sem"]) if one else math.nan,
+            "sd": float(losses.std(ddof=1)) if not one and np.isfinite(losses).all() else math.nan,
+            "least": float(losses.min()),
+            "greatest": float(losses.max()),
+            "n_seeds": len(rows),
+            "n_set": _total(rows["n_weights_set"]),
+            "n_zero_modes_set": _total(rows["n_zero_modes_set"]),
+            "n_in_scope": _total(rows["n_weights_in_scope"]),
+        }
+    columns = ("loss", "change", "sem", "change_sem", "sd", "least", "greatest")
+    counts = ("n_seeds", "n_set", "n_zero_modes_set", "n_in_scope")
+    return pd.DataFrame.from_dict(records, orient="index", columns=[*columns, *counts], dtype=np.float64)
+
+
+def _total(column: pd.Series) -> float:
+    """Mean of a count over seeds; NaN where one is not known."""
+    return float(pd.to_numeric(column).astype("Float64").mean(skipna=False)) if column.notna().all() else math.nan
+
+
+def read(run: RunView, suffix: str = "") -> Ablation | None:
+    """The tables of a run whose names end with `suffix`; None where there are no lanes."""
+    lanes = optional_table(run, f"zero_mode_ablation{suffix}")
+    contrasts = optional_table(run, f"zero_mode_contrasts{suffix}")
+    if lanes is None:
+        return None
+    columns = ["domain", "scope", "control", "n_seeds", "difference_nats", "low_nats", "high_nats"]
+    return Ablation(lanes, pd.DataFrame(columns=columns) if contrasts is None else contrasts)
+
+
+SORTS = {"layers": LAYER, "components": COMPONENT, "heads": HEAD}
+
+
+def sorted_out(scopes: Sequence[str]) -> dict[str, list[str]]:
+    """Scopes by sort: `layers`, `components` and `heads` of which there are two or more, and `scopes`, all others."""
+    found = {
+        sort: [scope for scope in scopes if pattern.fullmatch(scope)] for sort, pattern in SORTS.items()
+    }
+    found = {sort: members for sort, members in found.items() if len(members) > 1}
+    taken = {scope for members in found.values() for scope in members}
+    others = [scope for scope in scopes if scope not in taken]
+    return found | ({"scopes": others} if others else {})
+
+
+def layer_of(scope: str) -> int:
+    """The layer of a scope `layer:3`."""
+    match = LAYER.fullmatch(scope)
+    assert match is not None
+    return int(match[1])
+
+
+def head_of(scope: str) -> tuple[int, int]:
+    """Layer and head of a scope `head:1:2`."""
+    match = HEAD.fullmatch(scope)
+    assert match is not None
+    return int(match[1]), int(match[2])
+
+
+def short(scope: str) -> str:
+    """A scope as a row of a figure: `W_Q` for a component, the others as they are."""
+    match = COMPONENT.fullmatch(scope)
+    return called(match[1]) if match else scope
+
+
+def in_words(scope: str) -> str:
+    """A scope in a sentence."""
+    if LAYER.fullmatch(scope):
+        return f"layer {layer_of(scope)}"
+    if HEAD.fullmatch(scope):
+        return "head {}:{}".format(*head_of(scope))
+    return "all matrices" if scope == "all" else clean(short(scope), LONGEST)
