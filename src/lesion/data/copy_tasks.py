@@ -39,7 +39,7 @@ class CopyTask:
     """
 
     name: str
-    ids: tuple[Int[np.ndarray, " token"], ...]
+    ids: tuple[Int[np.ndarray, "_"], ...]
     cuts: Int[np.ndarray, " example"]
     ends: Int[np.ndarray, " example"]
     n_special: int
@@ -290,14 +290,14 @@ def _tokens_maker(
 
     def through_text(items: Int[np.ndarray, " item"], generator: Drawn) -> _Example:
         text = tokenizer.decode(items, clean_up_tokenization_spaces=False)
-        ids, starts, _ = _with_offsets(tokenizer, text * (times + 1 + drawing.n_steps))
-        bounds = [int(np.searchsorted(starts, repetition * len(text))) for repetition in range(times + 1)]
-        last = range(bounds[times - 1], bounds[times])
+        ids, starts, _ = _with_offsets(tokenizer, text * times)
+        last = range(int(np.searchsorted(starts, (times - 1) * len(text))), len(ids))
         if not last:
             raise InputError(f"{text!r} leaves no token to each repetition; leave --through-text out")
-        cut = bounds[times] if drawing.cut == "end" else int(generator.choice(last))
-        chance = np.mean([ids[place] == ids[cut] for place in last])
-        return _Example(ids, cut, bounds[times], float(chance))
+        cut = len(ids) if drawing.cut == "end" else int(generator.choice(last))
+        on = [*ids, *tokenize(tokenizer, [text * drawing.n_steps])[0]]  # a token of the text a step, at least
+        chance = np.mean([ids[place] == on[cut] for place in last])
+        return _Example(on, cut, len(ids), float(chance))
 
     return make
 
@@ -326,7 +326,7 @@ def _refuse_few(usable: Int[np.ndarray, " id"], needed: int, tokenizer: Tokenize
 
 
 def _refuse_unreadable(
-    name: str, ids: Sequence[Int[np.ndarray, " token"]], read: Int[np.ndarray, " example"], n_ids: int, n_positions: int
+    name: str, ids: Sequence[Int[np.ndarray, "_"]], read: Int[np.ndarray, " example"], n_ids: int, n_positions: int
 ) -> None:
     if (longest := int(read.max())) > n_positions:
         raise InputError(
