@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -59,6 +60,60 @@ def test_included_components_are_a_list_with_commas_or_an_option_each(pair: None
     code, _, error = run("apply", "tuned", "masks", "--out", "other", "--include", "embed,norms")
     assert code == 2
     assert "'norms' cannot be included" in error
+
+
+def test_edits_one_on_top_of_the_other(pair: None) -> None:
+    """`apply --edit` is `apply` again and again, whose result the options give as well."""
+    run("diff", "base", "tuned", "--look", "none", "--out", "masks")
+    first, second = "zero-modes:masks@layer:1", "random:masks@layer:0#2"
+    assert run("apply", "tuned", "--edit", first, "--edit", second, "--out", "both")[0] == 0
+    assert run("apply", "tuned", "masks", "--scope", "layer:1", "--out", "one")[0] == 0
+    options = ("--kind", "random", "--seed", 2, "--scope", "layer:0")
+    assert run("apply", "one", "masks", *options, "--out", "two")[0] == 0
+    both, one, two = (load_file(f"{name}/model.safetensors") for name in ("both", "one", "two"))
+    assert all(torch.equal(both[name], two[name]) for name in both)
+    assert not all(torch.equal(one[name], two[name]) for name in both)
+    assert len(json.loads(Path("both/lesion_edits.json").read_text())) == 2
+    assert sorted(path.name for path in Path().iterdir()) == ["base", "both", "masks", "one", "tuned", "two"]
+    for asked, says in (
+        (("tuned", "masks", "--edit", first), "leave out masks"),
+        (("tuned", "--edit", first, "--scope", "layer:1"), "leave out masks"),
+        (("tuned", "--edit", "drop:1"), "changes no weights"),
+        (("tuned",), "no masks"),
+        (("tuned", "--edit", "random:masks"), "needs a seed"),
+    ):
+        code, _, error = run("apply", *asked, "--out", "never")
+        assert code == 2
+        assert says in error
+        assert not Path("never").exists()
+
+
+def test_ablate(pair: None) -> None:
+    run("diff", "base", "tuned", "--look", "none", "--out", "masks")
+    asked = ("ablate", "tuned", "masks", "--tokens", 200, "--context", 32, "--scopes", "all, layers", "--seeds", "0,1")
+    code, said, _ = run(*asked, "--out", "run")
+    assert code == 0
+    assert "zero modes taken away, minus a control" in said
+    assert "layer:2" in said
+    assert Path("run/report.html").is_file()
+    code, said, _ = run(*asked, "--out", "run", "--json")
+    assert code == 0
+    table = pd.read_parquet(json.loads(said)["tables"]["zero_mode_ablation"])
+    assert len(table) == 1 + 4 * 5
+    assert json.loads(said)["status"] == "complete"
+    for option, says in (
+        (("--seeds", "0,x"), "--seeds '0,x': write whole numbers"),
+        (("--kinds", "zero_mode"), "'zero_mode' is not known"),
+        (("--value", "one"), "--value 'one' is not known"),
+        (("--target", "me"), "--target 'me' is not known"),
+        (("--scopes", "layer:9"), "there is no layer 9"),
+        (("--edit", "drop-all:1"), "not an edit that is known"),
+    ):
+        code, _, error = run(*asked[:3], *option, "--out", "never")
+        assert code == 2, option
+        assert says in error
+        assert error.count("\n") == 1
+        assert not Path("never").exists()
 
 
 def test_json(pair: None) -> None:

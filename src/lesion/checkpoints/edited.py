@@ -111,7 +111,7 @@ def apply(
     scope = parse_scope(scope) if isinstance(scope, str) else scope
     edit = _Edit(kind, value, seed, disjoint)
     refuse_contradictions(kind, value, seed, disjoint=disjoint)
-    _refuse_out(target, out)
+    refuse_out(target, out)
     config = _stored_config(target)
     weights = weight_files(target, allow_pickle=False)
     before = states(weights)
@@ -162,7 +162,8 @@ def refuse_contradictions(kind: str, value: str, seed: int | None, *, disjoint: 
         raise InputError("keep_only sets everything else to 0; for the mean name the kind complement")
 
 
-def _refuse_out(target: Path, out: Path) -> None:
+def refuse_out(target: Path, out: Path) -> None:
+    """Raises InputError where `out` is in the target's folder, a file, or a folder that is not empty."""
     if out.resolve().is_relative_to(target.resolve()):
         raise InputError(f"{out} is in the target's own folder {target}; pass another --out")
     if out.is_dir() and any(out.iterdir()):

@@ -35,6 +35,13 @@ FORMAT = {
 DERIVED = {"convention": "1 = in the set that `derived` names; C order, first weight in the lowest bit"}
 """What masks made of others say of their bits instead."""
 
+
+def mask_file(path: Path | str) -> Path:
+    """The file of masks itself: that of a run folder, or the one given."""
+    path = Path(path)
+    return path / FILE if path.is_dir() else path
+
+
 Packed = NDArray[np.uint8]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -60,8 +67,7 @@ class Masks:
             InputError: there is none, it is no file of masks, or it contradicts itself.
             ModelError: the file is damaged.
         """
-        path = Path(path)
-        file = path / FILE if path.is_dir() else path
+        file = mask_file(path)
         if not file.is_file():
             raise InputError(f"there are no masks at {file}; `lesion zero-modes diff` writes them")
         header = check_safetensors(file)

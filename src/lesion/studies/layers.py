@@ -27,7 +27,7 @@ from lesion.interventions import KINDS, Intervention, combine, in_eval_mode, par
 from lesion.results import RunFolder
 from lesion.studies.layers_results import LayerSweep, tables_of, warnings_of
 from lesion.studies.setting import Outcome, Reading, Study, left_out, open_data, open_model
-from lesion.studies.sweeping import run_sweep, timings
+from lesion.studies.sweeping import masks_read, run_sweep, timings
 
 INTERVENTIONS = ("drop", "swap", "drop-attn", "drop-mlp")
 
@@ -99,7 +99,8 @@ def layers(
         data: DATA of the command line, one or several, or data already opened.
         interventions: of `drop`, `swap`, `drop-attn`, `drop-mlp`.
         layers: which layers; None for all. `swap` of ℓ exchanges ℓ and ℓ + 1 and so has no last layer.
-        edits: changes of the model under which everything is measured, the clean lane included (`drop:3`).
+        edits: changes of the model under which everything is measured, the clean lane included (`drop:3`,
+            `zero-modes:MASKS@layer:2`).
         reading: how data are read: how many tokens, how long documents may be …
         loading: how the model is loaded: device, dtype, whether block by block …
         batch_size: documents in a batch; None fills it.
@@ -137,7 +138,8 @@ def layers(
     }
     if out is None:
         return measure(prepared.model, prepared.data, prepared.asked, **measuring)
-    study = Study("layers", prepared.arguments, prepared.model, prepared.data, command, seed)
+    beside = masks_read(prepared.asked.base)
+    study = Study("layers", prepared.arguments, prepared.model, prepared.data, command, seed, beside)
     path = Path(out) / study.folder_name() if name_folder else Path(out)
     with study.open_folder(path, resume=resume, overwrite=overwrite) as folder:
         if folder.is_complete:

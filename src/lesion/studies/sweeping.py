@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from lesion.anatomy import Anatomy, Loading, Model
+from lesion.checkpoints.masks import mask_file
 from lesion.engine import Bench, Here, Progress, SweepState, make_runner, on_demand, sweep, telling_document, verify
 from lesion.engine.executors import Job, Source, make_executor
 from lesion.errors import InterventionError
 from lesion.interventions import Intervention, in_eval_mode
-from lesion.results import RunFolder, digest, versions
+from lesion.results import RunFolder, digest, file_digest, versions
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,15 @@ def run_sweep(
     if base and base.weights and not state.n_set.get(0, (1, 0))[0]:
         raise InterventionError(f"{base.name}: these are no weights at all, so it would do nothing")
     return Swept(state, _weights(model, state, checking))
+
+
+def masks_read(base: Intervention | None) -> dict[str, dict[str, str]]:
+    """The files of masks that edits read, for `Study.beside`: another file under the same name is another run."""
+    paths = sorted({edit.masks for edit in base.weights}) if base else []
+    if not paths:
+        return {}
+    digests = {path: file_digest(mask_file(path)) for path in paths}
+    return {"edits": {"sha256": digest(sorted(digests.values())), **digests}}
 
 
 def timings(n_tokens: int, seconds: float, *, resumed: bool) -> dict[str, float]:

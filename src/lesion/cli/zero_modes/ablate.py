@@ -65,8 +65,9 @@ def ablate(
         bool, typer.Option("--disjoint", help="Random weights that are no zero modes; without, they may be.")
     ] = False,
     include: Annotated[
-        str, typer.Option(help="embed, unembed, norm, bias: what scopes take beside projection matrices.")
-    ] = "",
+        list[str] | None,
+        typer.Option(help="embed, unembed, norm or bias: what counts beside the projections; several with commas."),
+    ] = None,
     target: Annotated[
         str,
         typer.Option(
@@ -105,7 +106,7 @@ def ablate(
             "seeds": numbers("--seeds", seeds),
             "value": _one_of("--value", value, ("zero", "mean")),
             "disjoint": disjoint,
-            "include": names(include),
+            "include": names(",".join(include or [])),
             "target": _one_of("--target", target, ("auto", "tuned", "base", "other")),
             "edits": edit or [],
             "batch_size": chosen_batch_size(batch_size),

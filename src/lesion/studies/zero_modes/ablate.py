@@ -20,7 +20,7 @@ from lesion.engine.executors import read_choice
 from lesion.errors import InputError
 from lesion.interventions import Intervention, combine, parse, set_weights, structure_of
 from lesion.studies.setting import Outcome, Reading, Study, left_out, open_data, open_model
-from lesion.studies.sweeping import Swept, run_sweep, timings
+from lesion.studies.sweeping import Swept, masks_read, run_sweep, timings
 from lesion.studies.zero_modes.ablate_results import Row, tables_of, warnings_of
 from lesion.studies.zero_modes.running import complete, described_masks
 
@@ -118,7 +118,8 @@ def ablate(
         **({} if documents is data else reading.arguments()),
         "seed": seed,
     }
-    study = Study(STUDY, arguments, opened, documents, command, seed, {"masks": described_masks(masks, sets)})
+    beside = {"masks": described_masks(masks, sets), **masks_read(base)}
+    study = Study(STUDY, arguments, opened, documents, command, seed, beside)
     path = Path(out) / study.folder_name() if name_folder else Path(out)
     with study.open_folder(path, resume=resume, overwrite=overwrite) as folder:
         if folder.is_complete:

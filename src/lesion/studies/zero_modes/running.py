@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lesion.checkpoints.masks import FILE, Masks
+from lesion.checkpoints.masks import Masks, mask_file
 from lesion.checkpoints.opened import Checkpoint
 from lesion.errors import InputError
 from lesion.results import RunFolder, commit, file_digest, versions
@@ -66,9 +66,8 @@ def complete(folder: RunFolder) -> Outcome:
 
 def described_masks(path: str | Path, masks: Masks) -> dict[str, str]:
     """The masks as a manifest names them."""
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     return {**{key: value for key, value in masks.metadata.items() if key != "shapes"}, "path": str(path)} | {
-        "sha256": file_digest(file)
+        "sha256": file_digest(mask_file(path))
     }
 
 
