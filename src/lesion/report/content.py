@@ -126,8 +126,8 @@ class Dots:
     Attributes:
         title: quantity and unit of the horizontal axis.
         rows: the categories from top to bottom; may come from data.
-        curves: `x` are numbers of rows, `y` the values, `low` and `high` the ends of a value's interval; a value that is
-            NaN is not drawn, an interval with an end that is NaN neither.
+        curves: `x` are numbers of rows, `y` the values, `low` and `high` the ends of a value's interval; a value that
+            is NaN is not drawn, an interval with an end that is NaN neither.
         marks: lines from top to bottom, at their `x`.
         note: a short second line of the title.
     """

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from lesion.report.content import Curve, Dots, FigureSpec
 from lesion.report.drawing.curves import draw_mark
-from lesion.report.drawing.style import PANEL, TOP, Box, add_axes, clean, plain, set_title
+from lesion.report.drawing.style import TOP, Box, add_axes, clean, plain, set_title
 from lesion.report.numbers import Measure, decimals, measured, number
 from lesion.report.palette import ROLES
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from lesion.errors import RunFolderError
 from lesion.report.content import Section
 from lesion.report.sections import copying, layers, training
-from lesion.report.sections.zero_modes import diff, dynamics, overlap, wanda
+from lesion.report.sections.zero_modes import ablate, diff, dynamics, overlap, wanda
 from lesion.results import RunView
 
 SECTIONS: dict[str, Callable[[RunView], Section]] = {
@@ -13,6 +13,7 @@ SECTIONS: dict[str, Callable[[RunView], Section]] = {
     "layers": layers.section,
     "train finetune": training.section,
     "train pretrain": training.section,
+    "zero-modes ablate": ablate.section,
     "zero-modes diff": diff.section,
     "zero-modes overlap": overlap.section,
     "zero-modes dynamics": dynamics.section,

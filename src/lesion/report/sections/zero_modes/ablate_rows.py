@@ -1,4 +1,4 @@
-"""What the page of `lesion zero-modes ablate` reads from its tables: losses by scope, and zero modes beside controls."""
+"""What the page of `lesion zero-modes ablate` reads from its tables: losses by scope, and differences to controls."""
 
 import math
 import re
@@ -29,7 +29,7 @@ class Look(NamedTuple):
 KINDS = {
     "zero_modes": Look("zero modes", "zero modes", WEIGHTS["zero_modes"], "o"),
     "random": Look("random weights", "random weights", WEIGHTS["random"], "s"),
-    "random_matched": Look("weights of the same size", "weights of the same size", WEIGHTS["matched"], "^"),
+    "random_matched": Look("matched in size", "weights of the same size", WEIGHTS["matched"], "^"),
     "complement": Look("all but zero modes", "all weights that are no zero modes", "drop_mlp", "D"),
     "keep_only": Look("zero modes kept alone", "all weights that are no zero modes", "domain_3", "v"),
 }
@@ -86,6 +86,18 @@ class Ablation:
         return Measure(float(row["loss_nats"]), float(row["loss_sem"]))
 
     @property
+    def value(self) -> str:
+        """What weights were set to: `zero` or `mean`; `keep_only` always means 0."""
+        given = self.lanes.loc[~self.lanes["kind"].isin(["none", "keep_only"]), "value"]
+        return str(given.iloc[0]) if len(given) else "zero"
+
+    @property
+    def has_none(self) -> list[str]:
+        """Scopes without any zero mode: taking nothing away is beside the question."""
+        found = self.losses("zero_modes")
+        return [str(scope) for scope in found.index[found["n_set"] == 0]]
+
+    @property
     def scopes(self) -> list[str]:
         """Scopes in the order of the table."""
         return list(dict.fromkeys(self.lanes.loc[self.lanes["kind"] != "none", "scope"]))
@@ -104,7 +116,7 @@ class Ablation:
 
         Returns:
             Columns `loss`, `change` (means over seeds), `sem`, `change_sem` (of the documents, NaN with several
-            seeds), `sd`, `least`, `greatest` (of the loss over seeds), `n_seeds`, `n_set`, `n_zero_modes_set`,
+            seeds), `sd`, `least`, `greatest` (of the loss over several seeds), `n_seeds`, `n_set`, `n_zero_modes_set`,
             `n_in_scope`. NaN where any seed is NaN. No rows where the kind was not taken away.
         """
         return self._by_kind.get(kind, _over_seeds(self.lanes.iloc[:0]))
@@ -112,7 +124,8 @@ class Ablation:
     @cached_property
     def _differences(self) -> dict[str, dict[str, Difference]]:
         found: dict[str, dict[str, Difference]] = {}
-        for row in self.contrasts.sort_values("n_seeds", kind="stable").to_dict("records"):
+        told = self.contrasts[~self.contrasts["scope"].isin(self.has_none)]
+        for row in told.sort_values("n_seeds", kind="stable").to_dict("records"):
             seen = (float(row[name]) for name in ("difference_nats", "low_nats", "high_nats"))
             found.setdefault(row["control"], {})[row["scope"]] = Difference(*seen, int(row["n_seeds"]))
         return found
@@ -123,7 +136,7 @@ class Ablation:
         return [kind for kind in CONTROLS if kind in self._differences]
 
     def difference(self, control: str, scope: str) -> Difference:
-        """Zero modes minus the mean of all seeds of a control; NaN where they were not compared."""
+        """Zero modes minus the mean of all seeds of a control; NaN where they were not compared, or there are none."""
         missing = Difference(math.nan, math.nan, math.nan, 0)
         return self._differences.get(control, {}).get(scope, missing)
 
@@ -143,8 +156,8 @@ def _over_seeds(lanes: pd.DataFrame) -> pd.DataFrame:
             "sem": float(first["loss_sem"]) if one else math.nan,
             "change_sem": float(first["loss_change_nats_sem"]) if one else math.nan,
             "sd": float(losses.std(ddof=1)) if not one and np.isfinite(losses).all() else math.nan,
-            "least": float(losses.min()),
-            "greatest": float(losses.max()),
+            "least": math.nan if one else float(losses.min()),
+            "greatest": math.nan if one else float(losses.max()),
             "n_seeds": len(rows),
             "n_set": _total(rows["n_weights_set"]),
             "n_zero_modes_set": _total(rows["n_zero_modes_set"]),
@@ -175,9 +188,7 @@ SORTS = {"layers": LAYER, "components": COMPONENT, "heads": HEAD}
 
 def sorted_out(scopes: Sequence[str]) -> dict[str, list[str]]:
     """Scopes by sort: `layers`, `components` and `heads` of which there are two or more, and `scopes`, all others."""
-    found = {
-        sort: [scope for scope in scopes if pattern.fullmatch(scope)] for sort, pattern in SORTS.items()
-    }
+    found = {sort: [scope for scope in scopes if pattern.fullmatch(scope)] for sort, pattern in SORTS.items()}
     found = {sort: members for sort, members in found.items() if len(members) > 1}
     taken = {scope for members in found.values() for scope in members}
     others = [scope for scope in scopes if scope not in taken]
@@ -210,4 +221,4 @@ def in_words(scope: str) -> str:
         return f"layer {layer_of(scope)}"
     if HEAD.fullmatch(scope):
         return "head {}:{}".format(*head_of(scope))
-    return "all matrices" if scope == "all" else clean(short(scope), LONGEST)
+    return "all blocks" if scope == "all" else clean(short(scope), LONGEST)
