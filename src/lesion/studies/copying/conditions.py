@@ -10,7 +10,7 @@ from lesion.checkpoints.masks import FILE
 from lesion.checkpoints.scopes import expand_scopes
 from lesion.checkpoints.selection import KINDS, RANDOM, Kind
 from lesion.errors import InputError, InterventionError
-from lesion.interventions import Intervention, combine, parse, set_weights, structure_of
+from lesion.interventions import Intervention, Rewriting, WeightEdit, combine, parse, set_weights, structure_of
 from lesion.results import file_digest
 
 NONE = "none"
@@ -85,6 +85,40 @@ def conditions_of(
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InterventionError(f"the condition {repeated[0]} is there twice; give each once")
     return found
+
+
+def without_empty(anatomy: Anatomy, conditions: Sequence[Condition], n_edits: int) -> tuple[list[Condition], list[str]]:
+    """The conditions that set at least one weight, and a line for each of the others.
+
+    Looked up in the masks before anything is run, so that a long run does not end at the first of them.
+
+    Args:
+        n_edits: conditions that were named one by one, behind the one without an ablation: these must do something.
+
+    Raises:
+        InterventionError: an edit that was named sets no weight at all.
+        InputError, ModelError: masks that are damaged, or do not fit the model.
+    """
+    edits = [edit for one in conditions if one.intervention for edit in one.intervention.weights]
+    if not edits:
+        return list(conditions), []
+    rewriting, kept, lines = Rewriting(anatomy, edits), [], []
+    for number, condition in enumerate(conditions):
+        own = condition.intervention.weights if condition.intervention else ()
+        empty = [edit for edit in own if not _n_set(rewriting, edit)]
+        if empty and number <= n_edits:
+            raise InterventionError(f"{condition.name}: these are no weights at all, so it would do nothing")
+        if empty:
+            lines.append(f"{condition.name}: there are no such weights; it was left out")
+        else:
+            kept.append(condition)
+    return kept, lines
+
+
+def _n_set(rewriting: Rewriting, edit: WeightEdit) -> int:
+    """Weights that an edit sets; random ones are as many as there are zero modes."""
+    zero_modes, others = rewriting.sizes(edit)
+    return others if edit.kind in ("complement", "keep_only") else zero_modes
 
 
 def masks_digest(interventions: Sequence[Intervention], sets: Sets | None) -> dict[str, dict[str, str]]:

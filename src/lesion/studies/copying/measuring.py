@@ -57,7 +57,7 @@ class TaskResult:
     right: Float[np.ndarray, "depth example"]
     loss_nats: Float[np.ndarray, "depth example"]
     attention: Float[np.ndarray, "head example"]
-    maps: Float[np.ndarray, "head token token"]
+    maps: Float[np.ndarray, "mapped token token"]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """As a shard keeps it."""

@@ -208,7 +208,7 @@ class Run:
 
     def warnings(self) -> list[str]:
         """What a reader of the tables must know, a line each."""
-        lines = [*_of_scopes(self.prepared)]
+        lines = [*self.prepared.notes, *_of_scopes(self.prepared)]
         for task in self.prepared.tasks:
             if not task.aligned and self.scores is not None:
                 lines.append(

@@ -16,7 +16,7 @@ from lesion.data.copy_tasks import TASKS, CopyTask, Drawing, Probes, draw_probes
 from lesion.errors import InputError, ModelError
 from lesion.interventions import Intervention
 from lesion.interventions.attention import refuse_unrecordable
-from lesion.studies.copying.conditions import Condition, Sets, conditions_of, masks_digest, parsed
+from lesion.studies.copying.conditions import Condition, Sets, conditions_of, masks_digest, parsed, without_empty
 from lesion.studies.copying.measuring import Head
 from lesion.studies.setting import open_model
 
@@ -89,6 +89,7 @@ class Prepared:
         data: the strings of all tasks, a domain a task.
         arguments: everything asked that changes numbers, defaults filled in.
         beside: files of masks that are read.
+        notes: what a reader of the tables must know before anything is run.
     """
 
     model: Model
@@ -100,6 +101,7 @@ class Prepared:
     data: TextData
     arguments: dict[str, Any]
     beside: Mapping[str, Mapping[str, str]]
+    notes: Sequence[str] = ()
 
 
 def prepare(
@@ -137,7 +139,7 @@ def prepare(
     opened = open_model(model, tokenizer=tokenizer, loading=loading, expects=expects)
     anatomy = opened.anatomy
     _refuse_others(opened, looking, [*before, *after], sets)
-    conditions = conditions_of(anatomy, before, after, sets)
+    conditions, notes = without_empty(anatomy, conditions_of(anatomy, before, after, sets), len(after))
     drawing = Drawing(**{**asdict(drawing), "n_steps": max(1, generate)})
     sizes = {"n_ids": anatomy.n_token_ids, "n_positions": anatomy.n_positions}
     drawn = [draw_task(name, opened.tokenizer, drawing, **sizes) for name in tasks]
@@ -157,7 +159,7 @@ def prepare(
         "seed": drawing.seed,
     }
     data = as_text(drawn, opened, drawing)
-    return Prepared(opened, drawn, probes, conditions, looking, generate, data, arguments, beside)
+    return Prepared(opened, drawn, probes, conditions, looking, generate, data, arguments, beside, notes)
 
 
 def as_text(tasks: Sequence[CopyTask], model: Model, drawing: Drawing) -> TextData:
