@@ -49,6 +49,8 @@ TARGETS = {
     "base": "The weights are those of the base checkpoint of the masks.",
     "other": "The model is neither checkpoint of the masks.",
 }
+COUNTED = ("zero_modes", *CONTROLS)
+"""Kinds that are as many weights as there are zero modes."""
 LISTED = 6
 """Scopes that a note names."""
 
@@ -112,12 +114,12 @@ def _drawn(run: Ablation, arguments: Mapping[str, Any]) -> Iterator[str]:
     yield f"Random weights were drawn{alone} {once}."
     parts = []
     for kind in drawn:
-        found = run.losses(kind)
-        n_set, n_own = found["n_set"].sum(skipna=False), found["n_zero_modes_set"].sum(skipna=False)
-        if np.isfinite(n_set) and n_own > 0:
+        found = run.losses(kind).values()
+        n_set, n_own = sum(loss.n_set for loss in found), sum(loss.n_zero_modes_set for loss in found)
+        if n_own > 0:
             parts.append(f"{share(n_own / n_set)} of {KINDS[kind].words}")
     if parts:
-        yield f"Zero modes themselves are {listed(parts)}: differences are smaller than beside other weights alone."
+        yield f"Zero modes themselves are {listed(parts)}; --disjoint draws from all others only."
 
 
 def definitions(run: Ablation) -> Iterator[tuple[str, str]]:
@@ -132,8 +134,8 @@ def definitions(run: Ablation) -> Iterator[tuple[str, str]]:
 def tables(run: Ablation, domains: Sequence[tuple[str, Ablation]]) -> Iterator[TableSpec]:
     """A compact table, and the run's own ones folded."""
     text = (
-        "Losses in nats by scope, ± standard error over documents; of random weights the mean over draws, ± standard "
-        "deviation of the draws. Then zero modes minus a control, with its 95 % interval."
+        "Losses in nats by scope, without each kind of weights, ± standard error over documents; of random weights the "
+        "mean over draws, ± standard deviation of the draws. Then zero modes minus a control, with its 95 % interval."
     )
     yield TableSpec("zero_mode_ablation", text, compact(run), part="by scope")
     yield TableSpec("zero_mode_ablation", "A row a set of weights taken away.", run.lanes, is_open=False)
@@ -151,14 +153,14 @@ def compact(run: Ablation) -> pd.DataFrame:
     """A row a scope: losses of each kind, and zero modes beside each control."""
     scopes = run.scopes
     table = pd.DataFrame({"scope": [short(scope) for scope in scopes]})
-    sizes = pd.concat([run.losses(kind) for kind in run.kinds if kind != "complement"] or [run.losses("complement")])
-    sizes = sizes[~sizes.index.duplicated()].reindex(scopes)
-    table["weights_set_%"] = 100 * (sizes["n_set"] / sizes["n_in_scope"]).to_numpy()
+    first = next((kind for kind in run.kinds if kind in COUNTED), None)
+    if first:
+        table["% of weights"] = [100 * loss.n_set / loss.n_in_scope for loss in (run.loss(first, s) for s in scopes)]
     table["as it is"], table["as it is_sem"] = run.clean_loss
     for kind in run.kinds:
-        found, label = run.losses(kind).reindex(scopes), KINDS[kind].label
-        table[label] = found["loss"].to_numpy()
-        table[f"{label}_sem"] = found["sd" if kind in CONTROLS else "sem"].to_numpy()
+        losses, label = [run.loss(kind, scope) for scope in scopes], KINDS[kind].label
+        table[label] = [loss.loss for loss in losses]
+        table[f"{label}_sem"] = [loss.sd if kind in CONTROLS else loss.sem for loss in losses]
     for control in run.controls:
         found = [run.difference(control, scope) for scope in scopes]
         table[f"− {KINDS[control].label}"] = [one.value for one in found]

@@ -10,6 +10,7 @@ from lesion.report.drawing.style import clean
 from lesion.report.numbers import count, listed
 from lesion.report.sections.zero_modes.ablate_overview import set_to
 from lesion.report.sections.zero_modes.ablate_rows import (
+    CONTROLS,
     KINDS,
     Ablation,
     head_of,
@@ -32,7 +33,7 @@ ROWS = 40
 """Scopes or domains that a figure of points shows."""
 ON_PAGE = 2
 """Domains whose figures the page shows."""
-LOSS, CHANGE = "loss (nats)", "zero modes − control (nats)"
+LOSS, OTHERS, CHANGE = "loss (nats)", "loss without all others (nats)", "zero modes − control (nats)"
 
 
 def figures(run: Ablation, domains: Sequence[tuple[str, Ablation]]) -> Iterator[FigureSpec]:
@@ -52,7 +53,7 @@ def _all(
 ) -> Iterator[FigureSpec]:
     said = f" Domain: {domain}." if domain else ""
     if "layers" in sorts and (panels := layer_panels(run, sorts["layers"], domain)):
-        caption = _caption(run, "layer by layer") + " Dashed: the model as it is." + said
+        caption = _caption("layer by layer", run) + " Dashed: the model as it is." + said
         name = f"zero_mode_ablation_layers{ending}"
         yield _spec(name, caption, "Loss without zero modes by layer", panels, on_page=on_page)
     if "components" in sorts:
@@ -70,7 +71,7 @@ def _by_scope(
     if panels := dot_panels([(short(scope), run, scope) for scope in chosen], domain):
         by = "by component, over all blocks" if sort == "components" else "by scope"
         said = f" Domain: {domain}." if domain else ""
-        caption = f"{_caption(run, by)} Dotted line: the model as it is.{more}{said}"
+        caption = f"{_caption(by, run)} Dotted line: the model as it is.{more}{said}"
         label = f"Loss without zero modes by {sort[:-1]}"
         yield _spec(f"zero_mode_ablation_{sort}{ending}", caption, label, panels, on_page=on_page)
 
@@ -79,8 +80,8 @@ def _first(run: Ablation, scopes: list[str]) -> tuple[list[str], str]:
     """As many scopes as a figure shows: those that hurt most without zero modes, in the order of the table."""
     if len(scopes) <= ROWS:
         return scopes, ""
-    changes = run.losses("zero_modes").reindex(scopes)["change"].fillna(-np.inf)
-    kept = set(changes.sort_values(ascending=False, kind="stable").index[:ROWS])
+    changes = {scope: run.loss("zero_modes", scope).change for scope in scopes}
+    kept = sorted(scopes, key=lambda scope: -changes[scope] if math.isfinite(changes[scope]) else math.inf)[:ROWS]
     more = f" Of {len(scopes)} scopes the {ROWS} whose loss rises most without zero modes."
     return [scope for scope in scopes if scope in kept], more
 
@@ -91,11 +92,11 @@ def layer_panels(run: Ablation, scopes: Sequence[str], note: str = "") -> list[A
     places = [(run, scope) for scope in layers]
     x = np.array([layer_of(scope) for scope in layers], dtype=np.float64)
     panels: list[AnyPanel] = []
-    for kinds in (COMPARED, APART):
+    for title, kinds in ((LOSS, COMPARED), (OTHERS, APART)):
         lines = tuple(_losses(kind, places, x) for kind in kinds if kind in run.kinds)
         if _has_points(lines):
             marks = (Mark("as it is", y=run.clean_loss.value),) if math.isfinite(run.clean_loss.value) else ()
-            panels.append(Curves(LOSS, lines, "layer", whole_x=True, from_zero=False, marks=marks, note=note))
+            panels.append(Curves(title, lines, "layer", whole_x=True, from_zero=False, marks=marks, note=note))
     lines = tuple(_differences(control, places, x) for control in run.controls)
     if _has_points(lines):
         panels.insert(1, Curves(CHANGE, lines, "layer", whole_x=True, marks=(Mark("", y=0.0),), note=note))
@@ -115,11 +116,11 @@ def dot_panels(rows: Sequence[tuple[str, Ablation, str]], note: str = "") -> lis
     same = len(set(own)) == 1
     marks = (Mark("", x=float(own[0])),) if same and math.isfinite(own[0]) else ()
     panels: list[AnyPanel] = []
-    for kinds in (COMPARED, APART):
+    for title, kinds in ((LOSS, COMPARED), (OTHERS, APART)):
         lines = tuple(_losses(kind, places, x) for kind in kinds if kind in first.kinds)
         if _has_points(lines):
             lines = lines if same else (*lines, Curve("as it is", "muted", x, own, marker="X"))
-            panels.append(Dots(LOSS, names, lines, marks, note))
+            panels.append(Dots(title, names, lines, marks, note))
     lines = tuple(_differences(control, places, x) for control in first.controls)
     if _has_points(lines):
         panels.insert(1, Dots(CHANGE, names, lines, (Mark("", x=0.0),), note))
@@ -128,22 +129,23 @@ def dot_panels(rows: Sequence[tuple[str, Ablation, str]], note: str = "") -> lis
 
 def _losses(kind: str, places: Sequence[tuple[Ablation, str]], x: np.ndarray) -> Curve:
     """Losses of a kind at each place (tables and scope), the mean over seeds, with a band over several seeds."""
-    rows = [run.losses(kind).reindex([scope]) for run, scope in places]
-    y, low, high = (np.concatenate([row[name].to_numpy() for row in rows]) for name in ("loss", "least", "greatest"))
-    return _curve(KINDS[kind].label, kind, x, (y, low, high))
+    found = [run.loss(kind, scope) for run, scope in places]
+    values = np.array([(loss.loss, loss.least, loss.greatest) for loss in found])
+    return _curve(KINDS[kind].label, kind, x, values)
 
 
 def _differences(control: str, places: Sequence[tuple[Ablation, str]], x: np.ndarray) -> Curve:
     """Zero modes minus a control at each place, with intervals."""
     found = [run.difference(control, scope) for run, scope in places]
-    y, low, high = (np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high"))
-    return _curve(f"zero modes − {KINDS[control].label}", control, x, (y, low, high))
+    values = np.array([(one.value, one.low, one.high) for one in found])
+    return _curve(f"zero modes − {KINDS[control].label}", control, x, values)
 
 
-def _curve(label: str, kind: str, x: np.ndarray, values: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Curve:
-    y, low, high = values
-    ends = (low, high) if np.isfinite(low).any() else (None, None)
-    return Curve(label, KINDS[kind].role, x, y, *ends, marker=KINDS[kind].marker)
+def _curve(label: str, kind: str, x: np.ndarray, values: np.ndarray) -> Curve:
+    """A line whose `values` have the columns y, low and high; without ends it has no band."""
+    look = KINDS[kind]
+    low, high = (values[:, side] if np.isfinite(values[:, side]).any() else None for side in (1, 2))
+    return Curve(label, look.role, x, values[:, 0], low, high, marker=look.marker)
 
 
 def _has_points(lines: Sequence[Curve]) -> bool:
@@ -152,7 +154,7 @@ def _has_points(lines: Sequence[Curve]) -> bool:
 
 def head_panels(run: Ablation, scopes: Sequence[str], note: str = "") -> list[AnyPanel]:
     """Layers by heads: the change of the loss, the difference to a control, and that over half its interval."""
-    values = {scope: float(change) for scope, change in run.losses("zero_modes")["change"].items()}
+    values = {scope: loss.change for scope, loss in run.losses("zero_modes").items()}
     panels: list[AnyPanel] = []
     if any(math.isfinite(values.get(scope, math.nan)) for scope in scopes):
         panels.append(_heads("change of loss (nats)", values, scopes, note))
@@ -166,7 +168,7 @@ def head_panels(run: Ablation, scopes: Sequence[str], note: str = "") -> list[An
     over = {scope: 2 * one.value / (one.high - one.low) for scope, one in found.items() if one.high > one.low}
     if over:
         apart = sum(one.verdict in ("more", "less") for one in found.values())
-        more = f"beyond ±1 the interval excludes 0: {apart} of {len(over)}"
+        more = f"{apart} of {len(over)} beyond ±1"
         panels.append(_heads("difference / half interval", over, scopes, f"{note}: {more}" if note else more))
     return panels
 
@@ -177,8 +179,8 @@ def _heads(title: str, values: Mapping[str, float], scopes: Sequence[str], note:
     cells = np.full((len(layers), len(heads)), np.nan)
     for scope, (layer, head) in zip(scopes, places, strict=True):
         cells[layers.index(layer), heads.index(head)] = values.get(scope, np.nan)
-    names = (tuple(map(str, numbers)) for numbers in (layers, heads))
-    return Grid(title, *names, cells, x_label="head", y_label="layer", include=0.0, note=note)
+    rows, columns = (tuple(map(str, numbers)) for numbers in (layers, heads))
+    return Grid(title, rows, columns, cells, x_label="head", y_label="layer", include=0.0, note=note)
 
 
 def _domains(domains: Sequence[tuple[str, Ablation]]) -> Iterator[FigureSpec]:
@@ -188,7 +190,7 @@ def _domains(domains: Sequence[tuple[str, Ablation]]) -> Iterator[FigureSpec]:
         return
     panels = dot_panels([(clean(name), run, "all") for name, run in shown])
     if panels:
-        caption = f"{_caption(shown[0][1], 'in all blocks, by domain')} A cross is the model as it is."
+        caption = f"{_caption('in all blocks, by domain', *(run for _, run in shown))} A cross is the model as it is."
         yield _spec("zero_mode_ablation_domains", caption, "Loss without zero modes by domain", panels)
 
 
@@ -198,19 +200,20 @@ def _spec(name: str, caption: str, label: str, panels: list[AnyPanel], *, on_pag
     return FigureSpec(name, caption, label, tuple(panels), columns=wide, on_page=on_page)
 
 
-def _caption(run: Ablation, by: str) -> str:
-    """What is drawn of losses, on how much data."""
+def _caption(by: str, *runs: Ablation) -> str:
+    """What is drawn of losses, on how much data; of several domains, on all of it."""
+    run = runs[0]
     drawn = [NAMES[kind] for kind in COMPARED if kind in run.kinds]
     parts = [f"Loss after weights were {set_to(run.value)}, {by}"]
     parts[0] += f": {listed(drawn)}." if drawn else "."
-    if any((run.losses(kind)["n_seeds"] > 1).any() for kind in run.controls):
+    if any(run.has_seeds(kind) for kind in CONTROLS):
         parts.append("Random ones are means over draws, from the least to the greatest; zero modes are one set.")
     if run.controls:
         parts.append("Zero modes − a control: how much higher the loss is without zero modes, with 95 % intervals.")
     if others := [NAMES[kind] for kind in APART if kind in run.kinds]:
         parts.append(f"On an axis of their own: {listed(others)}.")
-    first = run.lanes.iloc[0]
-    parts.append(f"{count(int(first['n_tokens']), 'position')} of {count(int(first['n_documents']), 'document')}.")
+    n_tokens, n_documents = (sum(int(one.lanes[name].iloc[0]) for one in runs) for name in ("n_tokens", "n_documents"))
+    parts.append(f"{count(n_tokens, 'position')} of {count(n_documents, 'document')}.")
     return " ".join(parts)
 
 

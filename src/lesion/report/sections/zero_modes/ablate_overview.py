@@ -3,15 +3,13 @@
 import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-import pandas as pd
-
 from lesion.report.drawing.style import clean
-from lesion.report.numbers import Measure, decimals, layer_list, listed, measured, number
+from lesion.report.numbers import Measure, count, decimals, layer_list, listed, measured, number
 from lesion.report.sections.zero_modes.ablate_rows import (
     KINDS,
     Ablation,
     Difference,
+    Loss,
     in_words,
     layer_of,
     short,
@@ -38,7 +36,7 @@ def sentences(run: Ablation, domains: Sequence[tuple[str, Ablation]]) -> Iterato
     """
     yield f"As it is, the model has a loss of {measured(run.clean_loss)} nats."
     zero_modes = run.losses("zero_modes")
-    if len(zero_modes) and len(run.has_none) == len(zero_modes):
+    if zero_modes and len(run.has_none) == len(zero_modes):
         yield "There are no zero modes in what was asked for: there is nothing to take away."
     sorts = sorted_out(run.scopes)
     others = sorts.pop("scopes", [])
@@ -76,11 +74,10 @@ def _headline(run: Ablation, scope: str) -> Iterator[str]:
 
 def _part(run: Ablation, kind: str, scope: str) -> str:
     """What the loss is without a kind of weights; empty where that was not asked, or nothing was taken away."""
-    found = run.losses(kind)
-    if scope not in found.index or found.loc[scope, "n_set"] == 0:
+    row = run.loss(kind, scope)
+    if not row.n_seeds or row.n_set == 0:
         return ""
-    row = found.loc[scope]
-    much = f"{share(row['n_set'] / row['n_in_scope'])} of {row['n_in_scope']:,.0f} weights"
+    much = f"{share(row.n_set / row.n_in_scope)} of {number(row.n_in_scope, 0)} weights"
     words = {
         "zero_modes": f"without zero modes ({much}, {set_to(run.value)})",
         "random": f"without as many random weights ({_draws(row)})",
@@ -88,21 +85,20 @@ def _part(run: Ablation, kind: str, scope: str) -> str:
         "complement": f"without all weights that are no zero modes ({much}, {set_to(run.value)})",
         "keep_only": f"with zero modes kept alone ({much} {set_to('zero')})",
     }[kind]
-    if not math.isfinite(row["loss"]):
+    if not math.isfinite(row.loss):
         return f"{words} the loss is not finite"
-    change = measured(Measure(row["change"], row["change_sem"]), sign=True)
-    return f"{words} the loss is {measured(Measure(row['loss'], row['sem']))}, a change of {change}"
+    change = measured(Measure(row.change, row.change_sem), sign=True)
+    return f"{words} the loss is {measured(Measure(row.loss, row.sem))}, a change of {change}"
 
 
-def _draws(row: pd.Series) -> str:
+def _draws(row: Loss) -> str:
     """How a mean over seeds came about."""
-    least, greatest = float(row["least"]), float(row["greatest"])
-    if row["n_seeds"] == 1:
+    if row.n_seeds == 1:
         return "one draw"
-    if not (math.isfinite(least) and math.isfinite(greatest)):
-        return f"{row['n_seeds']:.0f} draws"
-    places = decimals(least, (greatest - least) / 4)
-    return f"mean of {row['n_seeds']:.0f} draws, {number(least, places)} to {number(greatest, places)}"
+    if not (math.isfinite(row.least) and math.isfinite(row.greatest)):
+        return f"{row.n_seeds} draws"
+    places = decimals(row.least, (row.greatest - row.least) / 4)
+    return f"mean of {row.n_seeds} draws, {number(row.least, places)} to {number(row.greatest, places)}"
 
 
 def _verdict(difference: Difference, control: str) -> Iterator[str]:
@@ -143,12 +139,12 @@ def _gap(difference: Difference) -> str:
 
 def _sort(run: Ablation, sort: str, scopes: list[str]) -> Iterator[str]:
     """Where zero modes hurt most, and in how many scopes of a sort they differ from each control."""
-    found = run.losses("zero_modes").reindex(scopes)
-    changes = found.loc[np.isfinite(found["change"]) & (found["n_set"] != 0), "change"]
-    if len(changes):
-        scope = str(changes.idxmax())
-        change = measured(Measure(*found.loc[scope, ["change", "change_sem"]]), sign=True)
-        most = "taking zero modes away hurts most" if changes.max() > 0 else "taking zero modes away helps least"
+    found = {scope: run.loss("zero_modes", scope) for scope in scopes}
+    changes = {scope: loss.change for scope, loss in found.items() if math.isfinite(loss.change) and loss.n_set != 0}
+    if changes:
+        scope = max(changes, key=lambda scope: changes[scope])
+        change = measured(Measure(changes[scope], found[scope].change_sem), sign=True)
+        most = "taking zero modes away hurts most" if changes[scope] > 0 else "taking zero modes away helps least"
         yield f"By {SINGULAR[sort]}, {most} in {in_words(scope)}, by {change} nats{_beside(run, scope)}."
     counts = [_counted(run, control, scopes, sort) for control in run.controls]
     if any(counts):
@@ -191,7 +187,7 @@ def _counted(run: Ablation, control: str, scopes: list[str], sort: str) -> str:
     words = _control(control, max(difference.n_seeds for difference in found.values()))
     held = f"; in {len(by['open'])} the interval holds 0" if by["open"] else ""
     return (
-        f"Of {tested} {sort}, zero modes matter more than {words} in {_some(by['more'], sort)} and less in "
+        f"Of {count(tested, SINGULAR[sort])}, zero modes matter more than {words} in {_some(by['more'], sort)} and less in "
         f"{_some(by['less'], sort)}{held}."
     )
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from lesion.report.drawing.style import clean
 from lesion.report.numbers import Measure, decimals, number
 from lesion.report.palette import WEIGHTS
-from lesion.report.sections.zero_modes.rows import called, optional_table
+from lesion.report.sections.zero_modes.rows import called, numbers, optional_table
 from lesion.results import RunView
 
 
@@ -34,11 +33,37 @@ KINDS = {
     "keep_only": Look("zero modes kept alone", "all weights that are no zero modes", "domain_3", "v"),
 }
 CONTROLS = ("random", "random_matched")
+CHANGE_SEM, COUNTED = "loss_change_nats_sem", ("n_weights_set", "n_zero_modes_set", "n_weights_in_scope")
 NUMBER = "(0|[1-9][0-9]*)"
 LAYER, HEAD = re.compile(f"layer:{NUMBER}"), re.compile(f"head:{NUMBER}:{NUMBER}")
 COMPONENT = re.compile(r"component:(\w+)")
 LONGEST = 60
 """Characters of a scope in a sentence."""
+
+
+class Loss(NamedTuple):
+    """The loss without a kind of weights in a scope, in nats: the mean over seeds, NaN where any of them is.
+
+    Attributes:
+        loss, change: means over seeds, the second against the model as it is.
+        sem, change_sem: over documents; NaN with several seeds.
+        sd, least, greatest: of the losses of several seeds; NaN with one.
+        n_seeds: how many.
+        n_set, n_zero_modes_set: weights that were set, and how many of them are zero modes; means over seeds.
+        n_in_scope: weights in the scope.
+    """
+
+    loss: float = math.nan
+    change: float = math.nan
+    sem: float = math.nan
+    change_sem: float = math.nan
+    sd: float = math.nan
+    least: float = math.nan
+    greatest: float = math.nan
+    n_seeds: int = 0
+    n_set: float = math.nan
+    n_zero_modes_set: float = math.nan
+    n_in_scope: float = math.nan
 
 
 class Difference(NamedTuple):
@@ -94,8 +119,7 @@ class Ablation:
     @property
     def has_none(self) -> list[str]:
         """Scopes without any zero mode: taking nothing away is beside the question."""
-        found = self.losses("zero_modes")
-        return [str(scope) for scope in found.index[found["n_set"] == 0]]
+        return [scope for scope, loss in self.losses("zero_modes").items() if loss.n_set == 0]
 
     @property
     def scopes(self) -> list[str]:
@@ -108,26 +132,31 @@ class Ablation:
         return [kind for kind in KINDS if kind in set(self.lanes["kind"])]
 
     @cached_property
-    def _by_kind(self) -> dict[str, pd.DataFrame]:
-        return {kind: _over_seeds(self.lanes[self.lanes["kind"] == kind]) for kind in self.kinds}
+    def _by_kind(self) -> dict[str, dict[str, Loss]]:
+        found: dict[str, dict[str, Loss]] = {kind: {} for kind in KINDS}
+        for (kind, scope), rows in self.lanes.groupby(["kind", "scope"], sort=False):
+            found.setdefault(str(kind), {})[str(scope)] = _over_seeds(rows)
+        return found
 
-    def losses(self, kind: str) -> pd.DataFrame:
-        """A row a scope of a kind, by its name: the mean over seeds.
+    def losses(self, kind: str) -> dict[str, Loss]:
+        """The losses of a kind by scope; empty where it was not taken away."""
+        return self._by_kind[kind]
 
-        Returns:
-            Columns `loss`, `change` (means over seeds), `sem`, `change_sem` (of the documents, NaN with several
-            seeds), `sd`, `least`, `greatest` (of the loss over several seeds), `n_seeds`, `n_set`, `n_zero_modes_set`,
-            `n_in_scope`. NaN where any seed is NaN. No rows where the kind was not taken away.
-        """
-        return self._by_kind.get(kind, _over_seeds(self.lanes.iloc[:0]))
+    def loss(self, kind: str, scope: str) -> Loss:
+        """The loss of a kind in a scope; NaN, of no seeds, where it was not taken away."""
+        return self._by_kind[kind].get(scope, Loss())
+
+    def has_seeds(self, kind: str) -> bool:
+        """Whether a kind was drawn more than once."""
+        return any(loss.n_seeds > 1 for loss in self.losses(kind).values())
 
     @cached_property
     def _differences(self) -> dict[str, dict[str, Difference]]:
         found: dict[str, dict[str, Difference]] = {}
         told = self.contrasts[~self.contrasts["scope"].isin(self.has_none)]
         for row in told.sort_values("n_seeds", kind="stable").to_dict("records"):
-            seen = (float(row[name]) for name in ("difference_nats", "low_nats", "high_nats"))
-            found.setdefault(row["control"], {})[row["scope"]] = Difference(*seen, int(row["n_seeds"]))
+            value, low, high = (float(row[name]) for name in ("difference_nats", "low_nats", "high_nats"))
+            found.setdefault(row["control"], {})[row["scope"]] = Difference(value, low, high, int(row["n_seeds"]))
         return found
 
     @property
@@ -137,40 +166,23 @@ class Ablation:
 
     def difference(self, control: str, scope: str) -> Difference:
         """Zero modes minus the mean of all seeds of a control; NaN where they were not compared, or there are none."""
-        missing = Difference(math.nan, math.nan, math.nan, 0)
-        return self._differences.get(control, {}).get(scope, missing)
+        none = Difference(math.nan, math.nan, math.nan, 0)
+        return self._differences.get(control, {}).get(scope, none)
 
     def of_domain(self, domain: str) -> "Ablation":
         """Its rows of one domain, where both tables are those by domain."""
         return Ablation(*(table[table["domain"] == domain] for table in (self.lanes, self.contrasts)))
 
 
-def _over_seeds(lanes: pd.DataFrame) -> pd.DataFrame:
-    records = {}
-    for scope, rows in lanes.groupby("scope", sort=False):
-        losses = np.asarray(rows["loss_nats"], dtype=np.float64)
-        one, first = len(rows) == 1, rows.iloc[0]
-        records[scope] = {
-            "loss": float(losses.mean()),
-            "change": float(np.asarray(rows["loss_change_nats"], dtype=np.float64).mean()),
-            "sem": float(first["loss_sem"]) if one else math.nan,
-            "change_sem": float(first["loss_change_nats_sem"]) if one else math.nan,
-            "sd": float(losses.std(ddof=1)) if not one and np.isfinite(losses).all() else math.nan,
-            "least": math.nan if one else float(losses.min()),
-            "greatest": math.nan if one else float(losses.max()),
-            "n_seeds": len(rows),
-            "n_set": _total(rows["n_weights_set"]),
-            "n_zero_modes_set": _total(rows["n_zero_modes_set"]),
-            "n_in_scope": _total(rows["n_weights_in_scope"]),
-        }
-    columns = ("loss", "change", "sem", "change_sem", "sd", "least", "greatest")
-    counts = ("n_seeds", "n_set", "n_zero_modes_set", "n_in_scope")
-    return pd.DataFrame.from_dict(records, orient="index", columns=[*columns, *counts], dtype=np.float64)
-
-
-def _total(column: pd.Series) -> float:
-    """Mean of a count over seeds; NaN where one is not known."""
-    return float(pd.to_numeric(column).astype("Float64").mean(skipna=False)) if column.notna().all() else math.nan
+def _over_seeds(rows: pd.DataFrame) -> Loss:
+    """Of the lanes of one kind in one scope."""
+    losses, changes = numbers(rows, "loss_nats"), numbers(rows, "loss_change_nats")
+    one = len(rows) == 1
+    sem, change_sem = (float(numbers(rows, name)[0]) if one else math.nan for name in ("loss_sem", CHANGE_SEM))
+    spread = (float(losses.std(ddof=1)), float(losses.min()), float(losses.max())) if not one else (math.nan,) * 3
+    n_set, n_own, n_all = (float(numbers(rows, name).mean()) for name in COUNTED)
+    mean, change = float(losses.mean()), float(changes.mean())
+    return Loss(mean, change, sem, change_sem, *spread, len(rows), n_set, n_own, n_all)
 
 
 def read(run: RunView, suffix: str = "") -> Ablation | None:
