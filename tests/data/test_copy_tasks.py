@@ -231,6 +231,8 @@ def test_refusals() -> None:
         draw_probes(byte_level(), drawing, n_ids=10_000, n_positions=20)
     with pytest.raises(InputError, match="the model knows only 100 ids"):
         draw_task("integers", byte_level(), drawing, n_ids=100, n_positions=4096)
+    with pytest.raises(InputError, match="has no tokens for integers such as"):
+        draw_task("integers", words(), drawing, **ROOM)
     slow = byte_level()
     slow.__class__ = Slow
     with pytest.raises(InputError, match="does not say which characters a token is of"):

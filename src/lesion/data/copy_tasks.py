@@ -261,6 +261,11 @@ def _integers_maker(tokenizer: Tokenizer, drawing: Drawing) -> Callable[[Drawn],
         said = np.tile(numbers, n_items // N_INTEGERS)
         chosen = n_string - N_INTEGERS + int(generator.integers(1, N_INTEGERS))
         ids, starts, stops = _with_offsets(tokenizer, " ".join(map(str, said)))
+        if tokenizer.unk_token_id in ids:
+            raise InputError(
+                f"the tokenizer {tokenizer_name(tokenizer)} has no tokens for integers such as {numbers[0]}; take "
+                "--tasks tokens"
+            )
         first_tokens = np.searchsorted(stops, np.arange(n_items) * width, side="right")
         cut = int(first_tokens[n_string if drawing.cut == "end" else chosen])
         end = int(np.searchsorted(starts, n_string * width - 1))
