@@ -1,6 +1,7 @@
 """Strings that repeat themselves, cut before something that what came before determines (`zero-modes`, App. B)."""
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -261,7 +262,7 @@ def _integers_maker(tokenizer: Tokenizer, drawing: Drawing) -> Callable[[Drawn],
         said = np.tile(numbers, n_items // N_INTEGERS)
         chosen = n_string - N_INTEGERS + int(generator.integers(1, N_INTEGERS))
         ids, starts, stops = _with_offsets(tokenizer, " ".join(map(str, said)))
-        if tokenizer.unk_token_id in ids:
+        if re.sub(r"\D", "", tokenizer.decode(ids)) != "".join(map(str, said)):
             raise InputError(
                 f"the tokenizer {tokenizer_name(tokenizer)} has no tokens for integers such as {numbers[0]}; take "
                 "--tasks tokens"
