@@ -187,8 +187,8 @@ def _counted(run: Ablation, control: str, scopes: list[str], sort: str) -> str:
     words = _control(control, max(difference.n_seeds for difference in found.values()))
     held = f"; in {len(by['open'])} the interval holds 0" if by["open"] else ""
     return (
-        f"Of {count(tested, SINGULAR[sort])}, zero modes matter more than {words} in {_some(by['more'], sort)} and less in "
-        f"{_some(by['less'], sort)}{held}."
+        f"Of {count(tested, SINGULAR[sort])}, zero modes matter more than {words} in {_some(by['more'], sort)} and "
+        f"less in {_some(by['less'], sort)}{held}."
     )
 
 
