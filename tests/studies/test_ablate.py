@@ -169,6 +169,14 @@ def test_scopes_seeds_and_controls(pair: Pair) -> None:
     assert whole["n_weights_set"] == sum(masks.count(name) for name in masks if "o_proj" in name)
 
 
+def test_the_model_as_it_is_may_be_named(pair: Pair) -> None:
+    with_it = run(pair, kinds=["none", "zero_modes"]).tables["zero_mode_ablation"]
+    pd.testing.assert_frame_equal(with_it, run(pair, kinds=["zero_modes"]).tables["zero_mode_ablation"])
+    alone = run(pair, kinds=["none"]).tables
+    assert list(alone["zero_mode_ablation"]["kind"]) == ["none"]
+    assert "zero_mode_contrasts" not in alone
+
+
 def test_disjoint_weights_are_no_zero_modes(pair: Pair) -> None:
     outcome = run(pair, disjoint=True, seeds=[0])
     table = outcome.tables["zero_mode_ablation"]

@@ -50,7 +50,8 @@ def ablate(
     model: Annotated[str, typer.Argument(help="The model that weights are taken from: " + CHECKPOINT)],
     masks: MasksArgument,
     kinds: Annotated[
-        str, typer.Option(help="Of zero_modes, complement, keep_only, random, random_matched, separated by commas.")
+        str,
+        typer.Option(help="Of none, zero_modes, complement, keep_only, random, random_matched, separated by commas."),
     ] = "zero_modes,random,random_matched",
     scopes: Annotated[
         str,

@@ -26,6 +26,8 @@ from lesion.studies.zero_modes.running import complete, described_masks
 
 STUDY = "zero-modes ablate"
 Target = Literal["auto", "tuned", "base", "other"]
+NONE = "none"
+"""The kind of the row that is always there: the model as it is."""
 DEFAULT_KINDS: tuple[Kind, ...] = ("zero_modes", "random", "random_matched")
 
 
@@ -67,7 +69,8 @@ def ablate(
         masks: a run folder of `zero-modes diff`, or a file of masks.
         data: DATA of the command line, one or several, or data already opened.
         kinds: `zero_modes`, `complement` (all other weights of the scope), `keep_only` (the same with the value 0),
-            `random` (as many in each matrix) and `random_matched` (as many of each exponent of |w| in each matrix).
+            `random` (as many in each matrix) and `random_matched` (as many of each exponent of |w| in each matrix);
+            `none`, the model as it is, is measured whether it is named or not.
         scopes: in the grammar of scopes; `layers`, `components` and `heads` stand for all of a kind.
         seeds: of the random kinds, each of which is drawn once for each.
         value: what weights are set to: 0, or the mean of their matrix.
@@ -152,8 +155,8 @@ class _Asked:
 
     def check(self) -> None:
         """Raises InputError where something is unknown, twice, or would do nothing."""
-        if unknown := [kind for kind in self.kinds if kind not in KINDS]:
-            raise InputError(f"--kinds {unknown[0]!r} is not known; there are {', '.join(KINDS)}")
+        if unknown := [kind for kind in self.kinds if kind not in (NONE, *KINDS)]:
+            raise InputError(f"--kinds {unknown[0]!r} is not known; there are {', '.join((NONE, *KINDS))}")
         if not self.kinds or len(set(self.kinds)) != len(self.kinds):
             raise InputError(f"--kinds {','.join(self.kinds)!r}: give one or more, each once")
         if not self.scopes:
@@ -183,7 +186,7 @@ class _Asked:
         """
         found = []
         for scope in dict.fromkeys(scope.text for scope in expand_scopes(self.scopes, structure_of(anatomy))):
-            for kind in cast("tuple[Kind, ...]", self.kinds):
+            for kind in cast("list[Kind]", [kind for kind in self.kinds if kind != NONE]):
                 for seed in self.seeds if kind in RANDOM else (None,):
                     value: Value = "zero" if kind == "keep_only" else self.value
                     disjoint = self.disjoint and kind in RANDOM
