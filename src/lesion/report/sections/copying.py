@@ -123,11 +123,12 @@ def _effects(rows: pd.DataFrame, task: str) -> Iterator[str]:
     changed = rows[(rows["condition"] != NONE) & rows["accuracy_change"].notna()]
     sets = changed[changed["kind"] == "zero_modes"]
     if sets.empty:
-        worst = changed.sort_values("accuracy_change").head(1)
-        for row in worst.to_dict("records"):
+        several = len(changed) > 1
+        for row in changed.nsmallest(1, "accuracy_change").to_dict("records"):
+            name = clean(str(row["condition"]))
             yield (
-                f"{TASKS[task].capitalize()}: of {len(changed)} conditions {clean(str(row['condition']))} changes "
-                f"accuracy most, by {_points(row['accuracy_change'])} (95 % interval "
+                f"{TASKS[task].capitalize()}: {f'of {len(changed)} conditions {name}' if several else name} changes "
+                f"accuracy{' most' if several else ''}, by {_points(row['accuracy_change'])} (95 % interval "
                 f"{_points(row['accuracy_change_low'])} to {_points(row['accuracy_change_high'])})."
             )
         return

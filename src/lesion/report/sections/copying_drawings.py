@@ -1,5 +1,6 @@
 """The figures of a copying run: the counterparts of figures 3, 15 and 16 of the paper on zero modes."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -136,11 +137,13 @@ def _line(rows: pd.DataFrame, name: str, conditions: Sequence[str], along: str, 
 
 def _scores(heads: pd.DataFrame) -> Iterator[FigureSpec]:
     panels = []
+    highest = float(heads["induction"].max())
     for column, title in SCORES.items():
         wide = heads.pivot_table(index="head", columns="layer", values=column, dropna=False)
         values = np.asarray(wide, dtype=np.float64)
         rows, columns = tuple(map(str, wide.index)), tuple(map(str, wide.columns))
-        panels.append(Grid(title, rows, columns, values, y_label="head", include=0.0))
+        ends = highest if column == "induction_null" and math.isfinite(highest) else 0.0  # on one scale with induction
+        panels.append(Grid(title, rows, columns, values, y_label="head", include=ends))
     widest = max(size(panel)[0] for panel in panels)
     yield FigureSpec(
         "copying_heads",
