@@ -497,3 +497,27 @@ def test_sizes_and_legends_of_points() -> None:
     assert span(short) == span(tall) == 1
     assert dots.size(tall)[1] - dots.size(short)[1] == pytest.approx(29 * dots.ROW, abs=1e-12)
     assert [found.label for found in legend_lines(FigureSpec("one", "c", "l", (short, tall)))] == ["a"]
+
+
+def test_fewer_weights_of_the_same_size_are_called_fewer(tmp_path: Path) -> None:
+    """With --disjoint there may be too few: a larger loss without zero modes is then no news."""
+    rows = lanes({"all": ALL, "layer:0": ALL, "layer:1": ALL})
+    short = [row | {"n_weights_set": 60} if row["kind"] == "random_matched" else row for row in rows]
+    contrasts = [row for scope in ("all", "layer:0", "layer:1") for row in gap("random_matched", scope, *MORE)]
+    contrasts += gap("random", "all", *MORE)
+    made = section(tmp_path / "short", short, contrasts)
+    said, missing = plain(made.overview), plain(made.missing)
+    assert "without fewer weights of the same size (only 6 % of 1,000 weights; mean of 3 draws" in said
+    assert "without as many random weights" in said
+    assert "matter more than fewer weights of the same size" in said
+    assert "matter more than random weights" in said
+    assert "Of 2 layers, zero modes matter more than fewer weights of the same size in 2" in said
+    assert "Fewer weights of the same size were taken away than there are zero modes, in all, layer:0 and" in missing
+    whole = section(tmp_path / "whole", rows, contrasts)
+    assert "ewer" not in plain((*whole.overview, *whole.missing))
+
+
+def test_an_end_that_is_not_zero_does_not_read_zero(tmp_path: Path) -> None:
+    for at, (low, shown) in enumerate([(0.0004, "0.0004 to 1.0000"), (0.0, "0.00 to 1.00"), (0.1, "0.10 to 1.00")]):
+        contrasts = gap("random", "all", 0.5, low, 1.0)
+        assert shown in plain(section(tmp_path / str(at), lanes({"all": ALL}), contrasts).overview)

@@ -179,6 +179,12 @@ def missing(run: Ablation) -> Iterator[str]:
             "No weights of the same size were taken away (--kinds random_matched): zero modes may matter more than "
             "random weights only because they are larger."
         )
+    for control in run.controls:
+        if short := [scope for scope in run.scopes if run.is_short(control, scope)]:
+            yield (
+                f"Fewer {KINDS[control].words} were taken away than there are zero modes, in {_some(short)}: zero "
+                "modes may matter more there only because they are more."
+            )
     if run.lanes["n_documents"].max() < 2:
         yield "There is a single document: there are no standard errors and no intervals."
     if run.controls and (run.contrasts["n_seeds"] < 2).all():

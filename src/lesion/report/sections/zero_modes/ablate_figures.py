@@ -95,7 +95,7 @@ def layer_panels(run: Ablation, scopes: Sequence[str], note: str = "") -> list[A
     for title, kinds in ((LOSS, COMPARED), (OTHERS, APART)):
         lines = tuple(_losses(kind, places, x) for kind in kinds if kind in run.kinds)
         if _has_points(lines):
-            marks = (Mark("as it is", y=run.clean_loss.value),) if math.isfinite(run.clean_loss.value) else ()
+            marks = (Mark("", y=run.clean_loss.value),) if math.isfinite(run.clean_loss.value) else ()
             panels.append(Curves(title, lines, "layer", whole_x=True, from_zero=False, marks=marks, note=note))
     lines = tuple(_differences(control, places, x) for control in run.controls)
     if _has_points(lines):
@@ -145,7 +145,8 @@ def _curve(label: str, kind: str, x: np.ndarray, values: np.ndarray) -> Curve:
     """A line whose `values` have the columns y, low and high; without ends it has no band."""
     look = KINDS[kind]
     low, high = (values[:, side] if np.isfinite(values[:, side]).any() else None for side in (1, 2))
-    return Curve(label, look.role, x, values[:, 0], low, high, marker=look.marker)
+    hides = kind == "keep_only"  # with the value 0 it is the same as all but zero modes
+    return Curve(label, look.role, x, values[:, 0], low, high, marker=look.marker, dashed=hides)
 
 
 def _has_points(lines: Sequence[Curve]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from lesion.report.drawing.style import clean
 from lesion.report.numbers import Measure, count, decimals, layer_list, listed, measured, number
 from lesion.report.sections.zero_modes.ablate_rows import (
+    CONTROLS,
     KINDS,
     Ablation,
     Difference,
@@ -54,10 +55,11 @@ def set_to(value: str) -> str:
     return "set to 0" if value == "zero" else "set to the mean of their matrix"
 
 
-def _control(control: str, n_seeds: int) -> str:
-    """A control as something that zero modes are compared with; one draw is called that."""
-    words = KINDS[control].words
-    return words if n_seeds > 1 else f"the one draw of {words}"
+def _control(run: Ablation, control: str, scopes: Sequence[str]) -> str:
+    """A control as something that zero modes are compared with; one draw is called that, and too few weights too."""
+    fewer = "fewer " if any(run.is_short(control, scope) for scope in scopes) else ""
+    several = any(run.difference(control, scope).n_seeds > 1 for scope in scopes)
+    return f"{'' if several else 'the one draw of '}{fewer}{KINDS[control].words}"
 
 
 def _headline(run: Ablation, scope: str) -> Iterator[str]:
@@ -66,7 +68,7 @@ def _headline(run: Ablation, scope: str) -> Iterator[str]:
     if any(parts):
         yield f"In {in_words(scope)}: {'; '.join(filter(None, parts))}."
     for control in run.controls:
-        yield from _verdict(run.difference(control, scope), control)
+        yield from _verdict(run, control, scope)
     for kind in ("complement", "keep_only"):
         if part := _part(run, kind, scope):
             yield f"{part[0].upper()}{part[1:]}."
@@ -78,10 +80,13 @@ def _part(run: Ablation, kind: str, scope: str) -> str:
     if not row.n_seeds or row.n_set == 0:
         return ""
     much = f"{share(row.n_set / row.n_in_scope)} of {number(row.n_in_scope, 0)} weights"
+    as_many, drawn = "as many", _draws(row)
+    if kind in CONTROLS and run.is_short(kind, scope):
+        as_many, drawn = "fewer", f"only {much}; {drawn}"
     words = {
         "zero_modes": f"without zero modes ({much}, {set_to(run.value)})",
-        "random": f"without as many random weights ({_draws(row)})",
-        "random_matched": f"without as many weights of the same size ({_draws(row)})",
+        "random": f"without {as_many} random weights ({drawn})",
+        "random_matched": f"without {as_many} weights of the same size ({drawn})",
         "complement": f"without all weights that are no zero modes ({much}, {set_to(run.value)})",
         "keep_only": f"with zero modes kept alone ({much} {set_to('zero')})",
     }[kind]
@@ -101,11 +106,12 @@ def _draws(row: Loss) -> str:
     return f"mean of {row.n_seeds} draws, {number(row.least, places)} to {number(row.greatest, places)}"
 
 
-def _verdict(difference: Difference, control: str) -> Iterator[str]:
+def _verdict(run: Ablation, control: str, scope: str) -> Iterator[str]:
     """Whether zero modes matter more than a control, less, or whether that is open."""
+    difference = run.difference(control, scope)
     if not math.isfinite(difference.value):
         return
-    words, size = _control(control, difference.n_seeds), number(abs(difference.value), difference.digits())
+    words, size = _control(run, control, [scope]), number(abs(difference.value), difference.digits())
     gap = f"the loss without them is {size} nats {'higher' if difference.value >= 0 else 'lower'} than without those"
     if difference.verdict == "open":
         yield (
@@ -168,7 +174,7 @@ def _beside(run: Ablation, scope: str) -> str:
     difference = run.difference(control, scope)
     if not difference.verdict:
         return ""
-    words = _control(control, difference.n_seeds)
+    words = _control(run, control, [scope])
     claim = {
         "more": f"there they matter more than {words}",
         "less": f"there they matter less than {words}",
@@ -184,7 +190,7 @@ def _counted(run: Ablation, control: str, scopes: list[str], sort: str) -> str:
     tested = sum(map(len, by.values()))
     if not tested:
         return ""
-    words = _control(control, max(difference.n_seeds for difference in found.values()))
+    words = _control(run, control, scopes)
     held = f"; in {len(by['open'])} the interval holds 0" if by["open"] else ""
     return (
         f"Of {count(tested, SINGULAR[sort])}, zero modes matter more than {words} in {_some(by['more'], sort)} and "

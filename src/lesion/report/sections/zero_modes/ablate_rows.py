@@ -37,6 +37,8 @@ CHANGE_SEM, COUNTED = "loss_change_nats_sem", ("n_weights_set", "n_zero_modes_se
 NUMBER = "(0|[1-9][0-9]*)"
 LAYER, HEAD = re.compile(f"layer:{NUMBER}"), re.compile(f"head:{NUMBER}:{NUMBER}")
 COMPONENT = re.compile(r"component:(\w+)")
+MOST = 6
+"""Decimal places of a number."""
 LONGEST = 60
 """Characters of a scope in a sentence."""
 
@@ -82,8 +84,10 @@ class Difference(NamedTuple):
         return "more" if self.low > 0 else "less" if self.high < 0 else "open"
 
     def digits(self) -> int:
-        """Decimal places of all three."""
-        return decimals(self.value, (self.high - self.low) / 4)
+        """Decimal places of all three: as the interval allows, and so many that no end reads 0 but is not."""
+        places = decimals(self.value, (self.high - self.low) / 4)
+        ends = [abs(end) for end in (self.low, self.high) if end and math.isfinite(end)]
+        return next((more for more in range(places, MOST) if all(end >= 0.5 * 10.0**-more for end in ends)), MOST)
 
     def interval(self) -> str:
         """`−0.27 to 1.25`; empty where there is none."""
@@ -145,6 +149,10 @@ class Ablation:
     def loss(self, kind: str, scope: str) -> Loss:
         """The loss of a kind in a scope; NaN, of no seeds, where it was not taken away."""
         return self._by_kind[kind].get(scope, Loss())
+
+    def is_short(self, control: str, scope: str) -> bool:
+        """Whether fewer of a control's weights could be set than there are zero modes, so that beside it they gain."""
+        return self.loss(control, scope).n_set < self.loss("zero_modes", scope).n_set
 
     def has_seeds(self, kind: str) -> bool:
         """Whether a kind was drawn more than once."""
