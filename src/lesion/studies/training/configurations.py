@@ -64,10 +64,10 @@ def _opt(*, positions: bool) -> Callable[[int, int, Any], PreTrainedModel]:
         model = OPTForCausalLM(
             OPTConfig(
                 vocab_size=vocabulary,
-                hidden_size=192,
-                word_embed_proj_dim=192,
-                ffn_dim=768,
-                num_hidden_layers=5,
+                hidden_size=128,
+                word_embed_proj_dim=128,
+                ffn_dim=2048,
+                num_hidden_layers=4,
                 num_attention_heads=4,
                 max_position_embeddings=context,
                 dropout=0.0,
@@ -116,9 +116,11 @@ ARCHITECTURES = {
     "llama-tiny": Architecture(
         "LLaMA, 4 layers, d_model 128, 4 heads, tied embedding", 256, 2048, _llama(4, 128, 384, tied=True)
     ),
-    "opt-tiny": Architecture("OPT, 5 layers, d_model 192, ReLU, learned positions", 256, 2048, _opt(positions=True)),
+    "opt-tiny": Architecture(
+        "OPT, 4 layers, d_model 128, 2048 ReLU neurons each, learned positions", 256, 512, _opt(positions=True)
+    ),
     "opt-tiny-nopos": Architecture(
-        "the same without positions: their table is zero and stays so", 256, 2048, _opt(positions=False)
+        "the same without positions: their table is zero and stays so", 256, 512, _opt(positions=False)
     ),
     "vit-digits": Architecture("ViT, 4 layers, d_model 96, patches of 2 x 2, grey pictures of 8 x 8", 8, 0, _vit),
 }
