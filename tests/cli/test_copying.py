@@ -14,6 +14,7 @@ from tests import induction
 from tests.support import tiny_model
 
 FEW = ["--tasks", "tokens", "--examples", "12"]
+PLAIN = ["--heads", "none"]
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -60,16 +61,16 @@ def test_tables_on_the_terminal(models: Path) -> None:
 
 
 def test_json_and_the_same_command_again(models: Path) -> None:
-    code, said, noted = run(models / "tuned", *FEW, "--json")
+    code, said, noted = run(models / "tuned", *FEW, *PLAIN, "--json")
     assert (code, noted) == (0, "")
     found = json.loads(said)
     assert found["run"].startswith("runs/copying-tuned-")
     assert (found["status"], found["warnings"]) == ("complete", [])
-    assert set(found["tables"]) == {"copying", "copying_depths", "heads", "copying_attention"}
+    assert set(found["tables"]) == {"copying", "copying_depths"}
     assert all(Path(path).is_file() for path in found["tables"].values())
-    code, said, noted = run(models / "tuned", *FEW)
+    code, said, noted = run(models / "tuned", *FEW, *PLAIN)
     assert (code, "complete already" in noted, found["run"] in said) == (0, True, True)
-    code, said, noted = run(models / "tuned", *FEW, "--seed", 1, "--quiet")
+    code, said, noted = run(models / "tuned", *FEW, *PLAIN, "--seed", 1, "--quiet")
     assert (code, said, noted) == (0, "", "")
     assert len(list(Path("runs").iterdir())) == 2
 
@@ -120,13 +121,14 @@ def test_options_reach_the_study(models: Path) -> None:
 
 
 def test_resume_and_overwrite(models: Path) -> None:
-    code, _, noted = run(models / "tuned", *FEW, "--out", "run", "--resume")
+    few = [*FEW, *PLAIN, "--out", "run"]
+    code, _, noted = run(models / "tuned", *few, "--resume")
     assert (code, "there is no run in run" in noted) == (2, True)
-    assert run(models / "tuned", *FEW, "--out", "run", "--quiet")[0] == 0
-    assert run(models / "tuned", *FEW, "--out", "run", "--quiet", "--resume")[0] == 0
-    code, _, noted = run(models / "tuned", *FEW, "--out", "run", "--cut", "end")
+    assert run(models / "tuned", *few, "--quiet")[0] == 0
+    assert run(models / "tuned", *few, "--quiet", "--resume")[0] == 0
+    code, _, noted = run(models / "tuned", *few, "--cut", "end")
     assert (code, "belongs to another run" in noted) == (2, True)
-    assert run(models / "tuned", *FEW, "--out", "run", "--cut", "end", "--overwrite", "--quiet")[0] == 0
+    assert run(models / "tuned", *few, "--cut", "end", "--overwrite", "--quiet")[0] == 0
 
 
 @pytest.mark.parametrize(("arguments", "says"), [

@@ -183,17 +183,15 @@ def test_maps_are_means_of_eager_attention(tmp_path: Path) -> None:
     assert found["drop-mlp:0/1:2"].shape == (31, 31)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gemma2"])
-def test_batches_change_nothing(name: str) -> None:
-    one, several = (run(tiny(name), batch_size=size, generate=3).tables for size in (1, None))
+def test_batches_change_nothing() -> None:
+    one, several = (run(tiny("gpt_neox"), batch_size=size, generate=2).tables for size in (1, None))
     for table, rows in one.items():
         pd.testing.assert_frame_equal(rows, several[table], rtol=1e-4, atol=1e-5)
-    assert not one["copying"].equals(
-        run(tiny_model(name, seed=1, vocab_size=IDS, max_position_embeddings=POSITIONS)).tables["copying"]
-    )
+    other = run(tiny("gpt_neox"), drawing=Drawing(N, seed=1)).tables["copying"]
+    assert not np.allclose(one["copying"]["loss_nats"], other["loss_nats"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "bloom", "gptj", "opt-350m"])
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "gptj"])
 def test_generation_is_that_of_transformers(name: str) -> None:
     model = tiny(name)
     found = run(model, generate=4, looking=Looking("all")).tables["copying_generation"]
@@ -540,7 +538,7 @@ def killed_at(n_conditions: int, folder: Path, out: Path, asked: dict[str, Any])
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of fork beside threads, in Python 3.12
-@pytest.mark.parametrize("n_kept", [1, 2, 3])
+@pytest.mark.parametrize("n_kept", [1, 3])
 def test_a_killed_run_goes_on(n_kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     save_tiny_folder(folder, SENTENCES)

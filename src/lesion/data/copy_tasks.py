@@ -132,7 +132,15 @@ class Drawing:
             raise InputError(f"--cut {self.cut!r} is not known; use item or end")
 
 
-def draw_task(name: str, tokenizer: Tokenizer, drawing: Drawing, *, n_ids: int, n_positions: int) -> CopyTask:
+def draw_task(
+    name: str,
+    tokenizer: Tokenizer,
+    drawing: Drawing,
+    *,
+    n_ids: int,
+    n_positions: int,
+    usable: Int[np.ndarray, " id"] | None = None,
+) -> CopyTask:
     """Draws the examples of a task.
 
     Integers stand apart by spaces, and are cut before the first token that holds a digit of an item: a tokenizer may
@@ -143,6 +151,7 @@ def draw_task(name: str, tokenizer: Tokenizer, drawing: Drawing, *, n_ids: int, 
         name: `integers` or `tokens`.
         n_ids: ids that the model knows.
         n_positions: the longest sequence that it can read.
+        usable: what `usable_ids` gives, where it is known already.
 
     Raises:
         InputError: no such task; a tokenizer with too few ids, or one that does not say which characters a token is
@@ -155,7 +164,7 @@ def draw_task(name: str, tokenizer: Tokenizer, drawing: Drawing, *, n_ids: int, 
     if name == "integers":
         make: Callable[[Drawn], _Example] = _integers_maker(tokenizer, drawing)
     else:
-        make = _tokens_maker(tokenizer, usable_ids(tokenizer, n_ids), drawing)
+        make = _tokens_maker(tokenizer, usable_ids(tokenizer, n_ids) if usable is None else usable, drawing)
     made = [make(_generator(drawing.seed, TASKS.index(name), index)) for index in range(drawing.n_examples)]
     ids = tuple(np.array([*front, *example.ids], dtype=np.int64) for example in made)
     cuts = np.array([len(front) + example.cut for example in made])
@@ -175,14 +184,22 @@ def draw_task(name: str, tokenizer: Tokenizer, drawing: Drawing, *, n_ids: int, 
     return CopyTask(name, ids, cuts, ends, len(front), chance, _fingerprint(ids, cuts, ends), described)
 
 
-def draw_probes(tokenizer: Tokenizer, drawing: Drawing, *, n_ids: int, n_positions: int) -> Probes:
+def draw_probes(
+    tokenizer: Tokenizer,
+    drawing: Drawing,
+    *,
+    n_ids: int,
+    n_positions: int,
+    usable: Int[np.ndarray, " id"] | None = None,
+) -> Probes:
     """Sequences for the scores of heads: a stretch of `N_TOKENS` distinct ids twice, and twice as many distinct ids.
 
     Raises:
         InputError: too few ids, or a model that reads no more than a few tokens.
     """
     drawing.check()
-    front, usable = special_front(tokenizer, drawing.bos, n_positions), usable_ids(tokenizer, n_ids)
+    front = special_front(tokenizer, drawing.bos, n_positions)
+    usable = usable_ids(tokenizer, n_ids) if usable is None else usable
     _refuse_few(usable, 2 * N_TOKENS, tokenizer)
     repeated, distinct = [], []
     for index in range(drawing.n_examples):

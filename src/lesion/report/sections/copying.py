@@ -128,7 +128,7 @@ def _effects(rows: pd.DataFrame, task: str) -> Iterator[str]:
             name = clean(str(row["condition"]))
             yield (
                 f"{TASKS[task].capitalize()}: {f'of {len(changed)} conditions {name}' if several else name} changes "
-                f"accuracy{' most' if several else ''}, by {_points(row['accuracy_change'])} (95 % interval "
+                f"accuracy{' most,' if several else ''} by {_points(row['accuracy_change'])} (95 % interval "
                 f"{_points(row['accuracy_change_low'])} to {_points(row['accuracy_change_high'])})."
             )
         return

@@ -107,7 +107,7 @@ def without_empty(anatomy: Anatomy, conditions: Sequence[Condition], n_edits: in
         own = condition.intervention.weights if condition.intervention else ()
         empty = [edit for edit in own if not _n_set(rewriting, edit)]
         if empty and number <= n_edits:
-            raise InterventionError(f"{condition.name}: these are no weights at all, so it would do nothing")
+            raise InterventionError(f"{empty[0].name}: these are no weights at all, so it would do nothing")
         if empty:
             lines.append(f"{condition.name}: there are no such weights; it was left out")
         else:

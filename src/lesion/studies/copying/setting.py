@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from lesion.anatomy import Loading, Model
 from lesion.data import TextData
-from lesion.data.copy_tasks import TASKS, CopyTask, Drawing, Probes, draw_probes, draw_task
+from lesion.data.copy_tasks import TASKS, CopyTask, Drawing, Probes, draw_probes, draw_task, usable_ids
 from lesion.errors import InputError, ModelError
 from lesion.interventions import Intervention
 from lesion.interventions.attention import refuse_unrecordable
@@ -140,8 +140,9 @@ def prepare(
     anatomy = opened.anatomy
     _refuse_others(opened, looking, [*before, *after], sets)
     conditions, notes = without_empty(anatomy, conditions_of(anatomy, before, after, sets), len(after))
-    drawing = Drawing(**{**asdict(drawing), "n_steps": max(1, generate)})
-    sizes = {"n_ids": anatomy.n_token_ids, "n_positions": anatomy.n_positions}
+    drawing = replace(drawing, n_steps=max(1, generate))
+    usable = usable_ids(opened.tokenizer, anatomy.n_token_ids)
+    sizes: dict[str, Any] = {"n_ids": anatomy.n_token_ids, "n_positions": anatomy.n_positions, "usable": usable}
     drawn = [draw_task(name, opened.tokenizer, drawing, **sizes) for name in tasks]
     probes = draw_probes(opened.tokenizer, drawing, **sizes) if looking.is_wanted else None
     arguments = {
