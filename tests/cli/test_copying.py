@@ -108,10 +108,10 @@ def test_options_reach_the_study(models: Path) -> None:
     assert code == 0
     assert "induction" not in said
     arguments = json.loads(Path("run/run.json").read_text())["arguments"]
-    chosen = {name: arguments[name] for name in ("cut", "bos", "edits", "heads", "batch_size", "tasks", "n_examples")}
+    chosen = {name: arguments[name] for name in ("cut", "bos", "edits", "heads", "batch_size", "tasks", "examples")}
     assert chosen == {
         **{"cut": "end", "bos": "never", "edits": ["drop-attn:0"], "heads": "none", "batch_size": 5},
-        **{"tasks": ["tokens"], "n_examples": 12},
+        **{"tasks": ["tokens"], "examples": 12},
     }
     assert pd.read_parquet("run/tables/copying.parquet")["accuracy"].iloc[0] < 0.5
     code, _, _ = run(models / "tuned", *FEW, "--through-text", "--threshold", 0.9, "--out", "text", "--quiet")

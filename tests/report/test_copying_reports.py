@@ -14,6 +14,7 @@ from lesion.errors import RunFolderError
 from lesion.report import write_report
 from lesion.report.content import Curves, FigureSpec, Grid, Picture, Section
 from lesion.report.sections import section_of
+from lesion.report.sections.copying import sentences
 from lesion.results import RunFolder, RunView
 from lesion.studies.copying import Looking, Sets, copying
 from tests import induction
@@ -195,6 +196,20 @@ def test_sentences(runs: dict[str, Path]) -> None:
     rows = table(runs["edits"], "copying")
     assert "zero modes" not in said
     assert "of 2 conditions" in said
+
+
+def test_a_change_within_its_interval_is_said_to_be_none(runs: dict[str, Path]) -> None:
+    rows, depths = table(runs["sets"], "copying"), table(runs["sets"], "copying_depths")
+    own = rows[rows["condition"].isin(["none", "zero_modes@head:0:1", "random@head:0:1#0", "random@head:0:1#1"])]
+    said = plain(tuple(sentences(own, depths, None, None)))
+    assert "zero modes in head:0:1 do not change accuracy beyond its interval: by 0.0 points (95 % interval -" in said
+    own = rows[rows["condition"].isin(["none", "zero_modes@head:0:1", "zero_modes@head:1:0"])]
+    said = plain(tuple(sentences(own, depths, None, None)))
+    assert "zero modes in none of 2 scopes change accuracy beyond its interval; most in head:0:1, by 0.0" in said
+    own = rows[rows["condition"].isin(["none", "zero_modes@head:1:1"])]
+    said = plain(tuple(sentences(own, depths, None, None)))
+    assert "zero modes in head:1:1 change accuracy by -" in said
+    assert "beyond its interval" not in said
 
 
 def test_notes_say_what_was_done(runs: dict[str, Path]) -> None:

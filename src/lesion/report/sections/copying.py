@@ -136,13 +136,19 @@ def _effects(rows: pd.DataFrame, task: str) -> Iterator[str]:
     beside = changed[changed["scope"] == strongest["scope"]].groupby("kind")["accuracy_change"].mean()
     others = [f"{text} {_points(float(beside[kind]))}" for kind, text in CONTROLS.items() if kind in beside]
     against = f"; {listed(others)} (means over seeds)" if others else ""
-    first = f"of {len(sets)} scopes, zero modes in {strongest['scope']}" if len(sets) > 1 else "without its zero modes"
-    where = "" if len(sets) > 1 else f" in {strongest['scope']}"
-    yield (
-        f"{TASKS[task].capitalize()}: {first}{where} change accuracy{' most' if len(sets) > 1 else ''}, by "
+    change = (
         f"{_points(strongest['accuracy_change'])} (95 % interval {_points(strongest['accuracy_change_low'])} to "
-        f"{_points(strongest['accuracy_change_high'])}){against}."
+        f"{_points(strongest['accuracy_change_high'])})"
     )
+    scope, n = clean(str(strongest["scope"])), len(sets)
+    if strongest["accuracy_change_low"] <= 0 <= strongest["accuracy_change_high"]:
+        none = f"zero modes in none of {n} scopes change" if n > 1 else f"zero modes in {scope} do not change"
+        most = f"; most in {scope}, by {change}" if n > 1 else f": by {change}"
+        yield f"{TASKS[task].capitalize()}: {none} accuracy beyond its interval{most}{against}."
+        return
+    front, most = (f"of {n} scopes, ", " most,") if n > 1 else ("", "")
+    first = f"{front}zero modes in {scope} change accuracy{most} by"
+    yield f"{TASKS[task].capitalize()}: {first} {change}{against}."
 
 
 def _attention(attention: pd.DataFrame) -> Iterator[str]:

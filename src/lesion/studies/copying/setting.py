@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,10 +147,14 @@ def prepare(
     probes = draw_probes(opened.tokenizer, drawing, **sizes) if looking.is_wanted else None
     arguments = {
         "tasks": list(tasks),
-        **{name: value for name, value in asdict(drawing).items() if name not in ("n_steps", "seed")},
+        "examples": drawing.n_examples,
+        "cut": drawing.cut,
+        "through_text": drawing.through_text,
+        "bos": drawing.bos,
         "generate": generate,
         "edits": [_short(edit) for edit in before],
-        "conditions": [condition.name for condition in conditions],
+        "condition": [_short(edit) for edit in after],
+        **({name: list(getattr(sets, name)) for name in ("kinds", "scopes", "seeds")} if sets else {}),
         "heads": looking.heads
         if isinstance(looking.heads, str)
         else [f"{layer}:{head}" for layer, head in looking.heads],
