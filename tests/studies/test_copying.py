@@ -34,7 +34,7 @@ from tests.support import TINY, save_tiny_folder, tiny_model
 
 FAMILIES = [
     *("llama", "gpt2", "gpt_neox", "gpt_neox-sequential", "gemma2", "gemma3", "qwen2", "qwen3-window"),
-    *("opt-350m", "falcon-40b"),
+    *("opt-350m", "falcon-40b", "bloom", "gptj"),
 ]
 IDS = 400
 POSITIONS = 128
@@ -71,6 +71,8 @@ class Slow:
             "gpt_neox": ("gpt_neox.layers.{}", "attention", "gpt_neox.final_layer_norm"),
             "opt-350m": ("model.decoder.layers.{}", "self_attn", None),
             "falcon-40b": ("transformer.h.{}", "self_attention", "transformer.ln_f"),
+            "bloom": ("transformer.h.{}", "self_attention.dense", "transformer.ln_f"),
+            "gptj": ("transformer.h.{}", "attn", "transformer.ln_f"),
             "gemma": ("model.layers.{}", "post_attention_layernorm", "model.norm"),
         }
         kind = "gemma" if "gemma" in name else name.removesuffix("-sequential")
@@ -624,6 +626,16 @@ def test_heads_are_read(text: str, heads: Sequence[object]) -> None:
 def test_heads_that_are_none(text: str) -> None:
     with pytest.raises(InputError, match="--heads"):
         read_heads(text)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_gpu_gives_the_numbers_of_the_cpu(name: str) -> None:
+    options: dict[str, Any] = {"edits": ["drop:1"], "generate": 3}
+    on_cpu, on_gpu = run(tiny(name), **options).tables, run(tiny(name).to("cuda"), **options).tables
+    for table, rows in on_cpu.items():
+        pd.testing.assert_frame_equal(on_gpu[table], rows, rtol=1e-3, atol=1e-4)
 
 
 def test_names_of_families_are_known() -> None:
