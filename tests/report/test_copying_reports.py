@@ -219,6 +219,8 @@ def test_notes_say_what_was_done(runs: dict[str, Path]) -> None:
     assert "Attention and MLP read the same input here" in said
     assert "Integers: five distinct four-digit integers, said twice" in said
     assert "a BOS stands in front" in said
+    assert "is picked after the fact" in said
+    assert "is picked after the fact" not in plain(section(runs["bare"]).measured)
     said = plain(section(runs["sets"]).measured)
     assert "Everything was measured under" not in said
     assert "read the same input" not in said

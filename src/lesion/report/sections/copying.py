@@ -187,6 +187,11 @@ def notes(table: pd.DataFrame, manifest: Mapping[str, Any], heads: pd.DataFrame 
             f"An induction head has a score of at least {arguments['threshold']:g} that exceeds the null by more than "
             "three standard errors of the difference."
         )
+    if table["condition"].nunique() > 2:
+        yield (
+            "Which of several conditions changes most is picked after the fact: an interval holds for a condition that "
+            "was chosen beforehand."
+        )
     yield (
         "Intervals hold 95 %: Wilson’s for shares, Agresti and Min’s for changes over the same prompts, Student’s t "
         "for changes of losses. Errors are over prompts, which are drawn independently."
