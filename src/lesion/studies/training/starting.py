@@ -57,7 +57,7 @@ def from_nothing(
     if kind.reads_images:
         return _picture_model(config, kind, data, tokenizer, vocabulary, reading, seed)
     context, size = reading.context or kind.context, vocabulary or kind.vocabulary
-    words = _tokenizer(data, tokenizer, vocabulary, size, context, reading)
+    words = _tokenizer(data, tokenizer, vocabulary, size, max(context, kind.context), reading)
     text = load_text(
         data,
         words,
