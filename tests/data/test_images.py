@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lesion.data import load_images
+from lesion.data import ImageData, load_images
 from lesion.data.pictures import class_labels
 from lesion.errors import InputError
 
@@ -22,9 +22,13 @@ def save(path, colour, size=(6, 4)):
 def test_digits_to_train_on_and_to_look_at_share_none_and_miss_none():
     whole, train, test = (load_images(spec, size=8, channels=1) for spec in ("digits", "digits:train", "digits:test"))
     assert (train.n_documents, test.n_documents) == (1437, 360)
-    assert torch.equal(train.batch([0, 1436]).model_inputs()["pixel_values"], whole.batch([0, 1436]).model_inputs()["pixel_values"])
-    assert torch.equal(test.batch([0, 359]).model_inputs()["pixel_values"], whole.batch([1437, 1796]).model_inputs()["pixel_values"])
-    assert not torch.equal(test.batch([0]).model_inputs()["pixel_values"], whole.batch([0]).model_inputs()["pixel_values"])
+
+    def pixels(data: ImageData, *indices: int) -> torch.Tensor:
+        return data.batch(list(indices)).model_inputs()["pixel_values"]
+
+    assert torch.equal(pixels(train, 0, 1436), pixels(whole, 0, 1436))
+    assert torch.equal(pixels(test, 0, 359), pixels(whole, 1437, 1796))
+    assert not torch.equal(pixels(test, 0), pixels(whole, 0))
     with pytest.raises(InputError, match="no folder 'digits:validation'"):
         load_images("digits:validation", size=8, channels=1)
 
