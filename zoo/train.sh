@@ -20,3 +20,26 @@ lesion train finetune copies/models/step-001200/fp32 --data code=corpora/code.js
     --compute bfloat16 --store bf16,fp32 --store-every 1000 --evaluate-every 500 --out base
 
 # bytes-4l-python: its partner; the start is the base as stored in bfloat16
+lesion train finetune base/models/step-004785/fp32 --data python=corpora/python.jsonl --context 256 --tokens 2100000 \
+    --batch-size 16 --steps 500 --lr 2e-5 --warmup 20 --compute bfloat16 --store bf16,fp16,fp32 --count-every 5 \
+    --evaluate-every 100 --out tuned
+pairs=""
+for dtype in bf16 fp16 fp32; do
+    lesion zero-modes diff "tuned/models/step-000000/$dtype" "tuned/models/step-000500/$dtype" --look none --out "$dtype"
+    pairs="$pairs $dtype=$dtype"
+done
+
+# relu-4l: ReLU, learned positions
+lesion train pretrain --config opt-tiny --data code=corpora/code.jsonl --data prose=corpora/prose.jsonl \
+    --tokens 12000000 --batch-size 8 --lr 2e-3 --warmup 100 --weight-decay 0.1 --compute bfloat16 --log-every 20 \
+    --store bf16 --store-every 1000 --evaluate-every 1000 --out relu
+
+# vit-digits
+lesion train pretrain --config vit-digits --data digit-pictures --epochs 10 --batch-size 64 --lr 1e-3 --warmup 100 \
+    --store bf16 --evaluate-every 1000 --log-every 20 --out digits
+
+python "$here/keep.py" base "$here/bytes-4l"
+# shellcheck disable=SC2086  # one word for each type
+python "$here/keep.py" tuned "$here/bytes-4l-python" --pairs $pairs
+python "$here/keep.py" relu "$here/relu-4l"
+python "$here/keep.py" digits "$here/vit-digits"
