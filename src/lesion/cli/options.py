@@ -29,7 +29,7 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         help="stdlib[:code|:prose], a file, a folder, a glob, or hf:ID[:CONFIG][@SPLIT][#COLUMN]; several as name=DATA "
-        "are domains. Images: digits, a folder, or hf:…",
+        "are domains. Images: digits[:train|:test], a folder, or hf:…",
         show_default="stdlib",
     ),
 ]
