@@ -1,7 +1,12 @@
 """From names of tensors in files to names of parameters in the model, as transformers loads them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from lesion.anatomy.files import weight_files
+from lesion.anatomy.streaming import StoredTensor, stored_tensors
+from lesion.errors import LesionError
 
 
 def renaming(model: Any) -> Callable[[str], str]:
@@ -18,3 +23,20 @@ def renaming(model: Any) -> Callable[[str], str]:
         return name if found not in state and name in state else found
 
     return renamed
+
+
+def stored_parameters(model: Any) -> dict[str, StoredTensor]:
+    """The tensors in the files that a model was loaded from, by its own names; only headers are read.
+
+    Empty for a model that was not loaded from a folder with safetensors files. What the files hold need not be what
+    the model has in memory by now.
+    """
+    folder = Path(str(getattr(model, "name_or_path", "") or "."))
+    if not (folder / "config.json").is_file():
+        return {}
+    try:
+        found = stored_tensors(weight_files(folder, allow_pickle=False))
+    except LesionError:
+        return {}
+    renamed = renaming(model)
+    return {renamed(name): tensor for name, tensor in found.items()}

@@ -19,6 +19,7 @@ from lesion.engine.state import METRICS, PAIRED, Contrast, Incident, SweepState
 from lesion.engine.watching import Places, Watch, Watching
 from lesion.errors import NonFiniteError
 from lesion.interventions import OUTSIDE, Rewriting, WeightEdit
+from lesion.interventions.rewriting import refuse_nothing
 from lesion.statistics import Scorer, Scores
 
 
@@ -61,6 +62,8 @@ class Bench:
         self.groups = self.plan.groups or [[]]
         edits = [edit for lane in self.lanes for edit in lane.weights]
         self.rewriting = Rewriting(self.anatomy, edits) if edits else None
+        if self.rewriting:
+            refuse_nothing(self.rewriting, self.lanes[0].weights, _running(self.lanes[0]))
 
     def empty_state(self) -> SweepState:
         """What has been gathered before anything is run."""
@@ -83,27 +86,42 @@ class Bench:
         return stream, calls, entering
 
     def own_weights(self) -> dict[int, tuple[int, int]]:
-        """How many weights each lane sets beside those of the clean lane, and how many of them are zero modes."""
+        """How many weights each lane sets on top of the clean lane's edits, and how many of them are zero modes."""
         found = {}
         for index, lane in enumerate(self.lanes):
             if self.rewriting and lane.weights:
-                counts = [self.rewriting.n_set(edit) for edit in self._own(index)]
+                counts = [self.rewriting.n_set(edit, _running(lane)) for edit in self._own(index)]
                 found[index] = (sum(n_set for n_set, _ in counts), sum(n_zero for _, n_zero in counts))
         return found
 
     def scope_sizes(self, index: int) -> tuple[int, int]:
-        """Zero modes in the scopes of a lane's own edits of weights, and the other weights there."""
+        """Zero modes in the scopes of a lane's own edits of weights, where blocks run, and the other weights there."""
         assert self.rewriting is not None
-        sizes = [self.rewriting.sizes(edit) for edit in self._own(index)]
+        sizes = [self.rewriting.sizes(edit, _running(self.lanes[index])) for edit in self._own(index)]
         return sum(n_zero for n_zero, _ in sizes), sum(n_others for _, n_others in sizes)
 
-    def _own(self, index: int) -> list[WeightEdit]:
-        common = set(self.lanes[0].weights) if index else set()
-        return [edit for edit in self.lanes[index].weights if edit not in common]
+    def overlapping(self, index: int) -> frozenset[str]:
+        """Parameters that a lane's own edits set and that the clean lane's edits set already."""
+        if self.rewriting is None or not index:
+            return frozenset()
+        running = _running(self.lanes[index])
+        own, common = (
+            frozenset().union(*(self.rewriting.reaches(edit, running) for edit in edits))
+            for edits in (self._own(index), self.lanes[0].weights)
+        )
+        return own & common
+
+    def _own(self, index: int) -> tuple[WeightEdit, ...]:
+        return self.lanes[index].weights[len(self.lanes[0].weights) if index else 0 :]
 
     def tokens(self, batch: Sequence[int]) -> int:
         """Tokens of data in a batch of documents."""
         return int(sum(int(self.data.lengths[document]) for document in batch))
+
+
+def _running(lane: Lane) -> frozenset[int]:
+    """The blocks that a lane runs."""
+    return frozenset(layer for layer in lane.order if layer is not None)
 
 
 class BatchWork:

@@ -77,7 +77,8 @@ class Intervention:
     def on(self, model: nn.Module) -> Iterator[nn.Module]:
         """Puts the intervention in place on a whole model, which stays itself, and takes it away again.
 
-        Weights that are set are copies: the model's own tensors come back to the bit.
+        Weights that are set are copies, which take as much memory again: the model's own parameters come back. It is
+        for looking at a model, not for training it: what is done to its weights meanwhile is lost, and is an error.
 
         Raises:
             InterventionError: a block or a scope that is not there, an edit that never fired, or one that would set no
@@ -90,16 +91,17 @@ class Intervention:
         hooks = [Hook(*anatomy.site(edit.layer, edit.site), edit.operator, edit.label) for edit in self.edits]
         with contextlib.ExitStack() as stack:
             if self.weights:
-                self._set_weights(anatomy, stack)
+                self._set_weights(anatomy, order, stack)
             stack.enter_context(forwards_replaced(_reordered(anatomy, order)))
             stack.enter_context(hooked(hooks))
             yield model
 
-    def _set_weights(self, anatomy: Anatomy, stack: contextlib.ExitStack) -> None:
+    def _set_weights(self, anatomy: Anatomy, order: Order, stack: contextlib.ExitStack) -> None:
         rewriting = Rewriting(anatomy, self.weights, keep_bytes=0)
-        for layer in (OUTSIDE, *range(anatomy.n_layers)):
+        running = sorted({layer for layer in order if layer is not None})
+        refuse_nothing(rewriting, self.weights, running)
+        for layer in (OUTSIDE, *running):
             stack.enter_context(rewriting.replaced(self.weights, layer))
-        refuse_nothing(rewriting, self.weights)
 
 
 def _reordered(anatomy: Anatomy, order: Order) -> dict[nn.Module, Callable[..., Any]]:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lesion.anatomy import Anatomy, refuse_packed
-from lesion.anatomy.renaming import renaming
+from lesion.anatomy.renaming import renaming, stored_parameters
 from lesion.anatomy.wording import some
 from lesion.checkpoints.align import common_prefix
 from lesion.checkpoints.edited import edited
@@ -27,21 +27,36 @@ CACHE_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 """Most bytes of edited weights that are kept for the next batch."""
 
 
+_ORIGINAL = "_lesion_original"
+"""Attribute of an edited copy that says whose place it has taken."""
+
+
 @dataclass(frozen=True)
 class _Target:
-    """A parameter that an edit reaches, by the module that holds it (streamed blocks get new parameters)."""
+    """A parameter that an edit reaches, by the modules that hold it (streamed blocks get new parameters)."""
 
-    module: nn.Module
-    leaf: str
+    holders: tuple[tuple[nn.Module, str], ...]
     name: str
     mask_name: str
     region: Region
 
     @property
     def parameter(self) -> nn.Parameter:
-        found = self.module._parameters[self.leaf]
+        """What is in place, which may be an edited copy."""
+        module, leaf = self.holders[0]
+        found = module._parameters[leaf]
         assert found is not None
         return found
+
+    @property
+    def original(self) -> nn.Parameter:
+        """The model's own."""
+        return _original(self.parameter)
+
+
+def _original(parameter: nn.Parameter) -> nn.Parameter:
+    found: nn.Parameter = getattr(parameter, _ORIGINAL, parameter)
+    return found
 
 
 @dataclass
@@ -50,8 +65,7 @@ class _Bound:
 
     masks: Masks
     targets: Mapping[int, Sequence[_Target]]
-    drawn: dict[str, "_Drawn"] = field(default_factory=dict)
-    sizes: tuple[int, int] | None = None
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,7 @@ class Rewriting:
         self._cache: dict[tuple[tuple[WeightEdit, ...], int], list[tuple[_Target, Tensor]]] = {}
         device = anatomy.device.type
         self._room = CACHE_BYTES.get(device, CACHE_BYTES["cpu"]) if keep_bytes is None else keep_bytes
+        self._drawn: dict[tuple[object, ...], _Drawn] = {}
         self._file = tempfile.TemporaryFile() if edits else None  # noqa: SIM115  (it lives as long as this does)
         if edits:
             refuse_packed(anatomy, "an edit of weights")
@@ -95,6 +110,7 @@ class Rewriting:
                     f"{type(anatomy.model).__name__} holds the weights of its experts in one tensor and stores them "
                     "apart, so that masks of files cannot be laid over it; `lesion zero-modes apply` edits the files"
                 )
+        self._stored = stored_parameters(anatomy.model) if edits else {}
         opened = {path: Masks.load(path) for path in {edit.masks for edit in edits}}
         for edit in dict.fromkeys(edits):
             self._bound[edit] = self._bind(edit, opened[edit.masks])
@@ -104,28 +120,46 @@ class Rewriting:
         note = edit.parsed_scope.note(self._structure)
         return [note] if note else []
 
-    def n_set(self, edit: WeightEdit) -> tuple[int, int]:
-        """Weights that an edit sets, and how many of them are zero modes; of random ones once its blocks were here."""
+    def n_set(self, edit: WeightEdit, layers: Collection[int] | None = None) -> tuple[int, int]:
+        """Weights that an edit sets, and how many of them are zero modes; of random ones once its blocks were here.
+
+        Args:
+            layers: blocks that count, beside what is in none; None for all.
+        """
         if edit.kind in RANDOM:
-            drawn = self._bound[edit].drawn.values()
+            keys = [_key(edit, target) for target in self._reached(edit, layers)]
+            drawn = [self._drawn[key] for key in keys if key in self._drawn]
             return sum(one.n_set for one in drawn), sum(one.n_zero_modes for one in drawn)
-        zero_modes, others = self.sizes(edit)
+        zero_modes, others = self.sizes(edit, layers)
         return (zero_modes, zero_modes) if edit.kind == "zero_modes" else (others, 0)
 
-    def sizes(self, edit: WeightEdit) -> tuple[int, int]:
+    def sizes(self, edit: WeightEdit, layers: Collection[int] | None = None) -> tuple[int, int]:
         """Zero modes in the scope of an edit, and the other weights there; from the masks alone."""
         bound = self._bound[edit]
-        if bound.sizes is None:
-            zero_modes = whole = 0
-            for target in (target for targets in bound.targets.values() for target in targets):
-                whole += target.region.size(bound.masks.shape(target.mask_name))
-                if target.region.dim is None:
-                    zero_modes += bound.masks.count(target.mask_name)
-                else:
-                    found = target.region.take(bound.masks[target.mask_name])
-                    zero_modes += int(np.count_nonzero(found.numpy()))
-            bound.sizes = (zero_modes, whole - zero_modes)
-        return bound.sizes
+        counted = [layer for layer in bound.targets if _counts(layer, layers)]
+        for layer in counted:
+            if layer not in bound.sizes:
+                bound.sizes[layer] = self._sizes(bound, layer)
+        return sum(bound.sizes[layer][0] for layer in counted), sum(bound.sizes[layer][1] for layer in counted)
+
+    def reaches(self, edit: WeightEdit, layers: Collection[int] | None = None) -> frozenset[str]:
+        """Names of the parameters in the scope of an edit."""
+        return frozenset(target.name for target in self._reached(edit, layers))
+
+    def _reached(self, edit: WeightEdit, layers: Collection[int] | None) -> list[_Target]:
+        targets = self._bound[edit].targets
+        return [target for layer in targets if _counts(layer, layers) for target in targets[layer]]
+
+    def _sizes(self, bound: _Bound, layer: int) -> tuple[int, int]:
+        zero_modes = whole = 0
+        for target in bound.targets[layer]:
+            whole += target.region.size(bound.masks.shape(target.mask_name))
+            if target.region.dim is None:
+                zero_modes += bound.masks.count(target.mask_name)
+            else:
+                found = target.region.take(bound.masks[target.mask_name])
+                zero_modes += int(np.count_nonzero(found.numpy()))
+        return zero_modes, whole - zero_modes
 
     @contextlib.contextmanager
     def replaced(self, edits: Sequence[WeightEdit], layer: int) -> Iterator[None]:
@@ -134,14 +168,19 @@ class Rewriting:
         The parameters' own tensors come back as they were, to the bit, also after an exception.
         """
         made = self._made(tuple(edits), layer)
-        before = [(target.parameter, target.parameter.data) for target, _ in made]
+        copies = [_in_place(target, tensor) for target, tensor in made]
+        strange = False
         try:
-            for target, tensor in made:
-                target.parameter.data = tensor
             yield
         finally:
-            for parameter, tensor in before:
-                parameter.data = tensor
+            for copy in copies:
+                strange |= copy.take_away()
+        if strange:
+            raise InterventionError(
+                "weights were changed, or another edit was put in place or taken away, while an edit was in place: "
+                "leave edits in the reverse order, and change or load weights outside of them. The model has its own "
+                "weights again"
+            )
 
     def keep_nothing(self) -> None:
         """From now on edited weights are made anew each time: blocks come and go, and memory is counted."""
@@ -169,38 +208,58 @@ class Rewriting:
             chosen = self._chosen(edit, target).to(weight.device)
             if edit.value == "zero":
                 return edited(weight, chosen, "zero")
-            return edited(narrowed(weight), chosen, edit.value).to(weight.dtype)
+            return edited(self._as_stored(target, weight), chosen, edit.value).to(weight.dtype)
 
     def _chosen(self, edit: WeightEdit, target: _Target) -> Bool[Tensor, "..."]:
-        bound = self._bound[edit]
+        masks = self._bound[edit].masks
         if edit.kind in RANDOM:
-            return self._drawn(edit, target, bound)
-        return select(edit.kind, bound.masks[target.mask_name], None, target.region)
+            return self._drawn_once(edit, target, masks)
+        return select(edit.kind, masks[target.mask_name], None, target.region)
 
-    def _drawn(self, edit: WeightEdit, target: _Target, bound: _Bound) -> Bool[Tensor, "..."]:
-        """The weights that a seed draws; they depend on nothing but the mask, the weights as stored and the seed."""
-        shape = bound.masks.shape(target.mask_name)
+    def _drawn_once(self, edit: WeightEdit, target: _Target, masks: Masks) -> Bool[Tensor, "..."]:
+        """The weights that a seed draws; they depend on nothing but the mask, the model's weights and the seed."""
+        shape, key = masks.shape(target.mask_name), _key(edit, target)
         assert self._file is not None
-        if target.name not in bound.drawn:
-            weight = narrowed(target.parameter.data.cpu()) if edit.kind == "random_matched" else None
-            seed = tensor_seed(edit.seed or 0, target.mask_name)
-            mask = bound.masks[target.mask_name]
-            try:
-                chosen = select(edit.kind, mask, weight, target.region, seed=seed, disjoint=edit.disjoint)
-            except InterventionError as error:
-                raise InterventionError(f"{target.name}: {error}") from None
+        if key not in self._drawn:
+            chosen, mask = self._draw(edit, target, masks), masks[target.mask_name]
             bits = np.packbits(target.region.take(chosen).flatten().numpy(), bitorder="little")
             start = self._file.seek(0, os.SEEK_END)
             self._file.write(bits.data)
             self._file.flush()
             n_set, n_zero_modes = (int(np.count_nonzero(found.numpy())) for found in (chosen, chosen & mask))
-            bound.drawn[target.name] = _Drawn(start, len(bits), n_set, n_zero_modes)
+            self._drawn[key] = _Drawn(start, len(bits), n_set, n_zero_modes)
             return chosen
-        drawn = bound.drawn[target.name]
+        drawn = self._drawn[key]
         bits = np.frombuffer(os.pread(self._file.fileno(), drawn.size, drawn.start), np.uint8)
         whole = target.region.take(torch.empty(shape, dtype=torch.bool, device="meta")).shape
         found = np.unpackbits(bits, count=target.region.size(shape), bitorder="little").view(np.bool_)
         return target.region.put(torch.from_numpy(found).reshape(whole), shape)
+
+    def _draw(self, edit: WeightEdit, target: _Target, masks: Masks) -> Bool[Tensor, "..."]:
+        weight = None
+        if edit.kind == "random_matched":
+            weight = self._as_stored(target, target.original.data).cpu()
+        seed, mask = tensor_seed(edit.seed or 0, target.mask_name), masks[target.mask_name]
+        try:
+            return select(edit.kind, mask, weight, target.region, seed=seed, disjoint=edit.disjoint)
+        except InterventionError as error:
+            raise InterventionError(f"{target.name}: {error}") from None
+
+    def _as_stored(self, target: _Target, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """A weight in the type that it is stored in, so that a lane and what `zero-modes apply` writes are one model.
+
+        Where the model in memory has other weights than its files, it is what it is.
+        """
+        stored = self._stored.get(target.name)
+        if stored is None or stored.dtype == weight.dtype:
+            return weight
+        narrow = weight.to(stored.dtype)
+        if stored.dtype.itemsize < weight.dtype.itemsize:
+            return narrow if torch.equal(narrow.to(weight.dtype), weight) else weight
+        if not torch.equal(weight, target.original.data):
+            return narrow  # an edit has been here before: what is left of the stored numbers is not known any more
+        original = stored[...].to(weight.device)
+        return original if torch.equal(original.to(weight.dtype), weight) else weight
 
     def _bind(self, edit: WeightEdit, masks: Masks) -> _Bound:
         structure, scope = self._structure, edit.parsed_scope
@@ -221,15 +280,26 @@ class Rewriting:
                 raise ModelError(
                     f"the masks do not fit the model: {name} is {shape}, the mask {found} is {masks.shape(found)}"
                 )
-            module, _, leaf = name.rpartition(".")
             layer = structure.places[name].layer
-            spot = _Target(self._anatomy.model.get_submodule(module), leaf, name, found, region)
+            spot = _Target(self._holders[name], name, found, region)
             targets.setdefault(OUTSIDE if layer is None else layer, []).append(spot)
         return _Bound(masks, targets)
 
     @cached_property
     def _structure(self) -> Structure:
         return structure_of(self._anatomy)
+
+    @cached_property
+    def _holders(self) -> dict[str, tuple[tuple[nn.Module, str], ...]]:
+        """Every module that holds a parameter, and what it calls it: several where weights are tied."""
+        model = self._anatomy.model
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        found: dict[str, list[tuple[nn.Module, str]]] = {}
+        for module in model.modules():
+            for leaf, parameter in module._parameters.items():
+                if parameter is not None:
+                    found.setdefault(names[id(parameter)], []).append((module, leaf))
+        return {name: tuple(holders) for name, holders in found.items()}
 
     def _paired(self, names: Sequence[str], masks: Masks) -> dict[str, str]:
         """The mask of each parameter: that whose name transformers reads as the parameter's, or but for a prefix.
@@ -249,10 +319,54 @@ class Rewriting:
         return {name: mask for name, mask in paired.items() if mask is not None}
 
 
-def refuse_nothing(rewriting: Rewriting, edits: Sequence[WeightEdit]) -> None:
-    """Raises InterventionError where an edit sets no weight at all; random ones are known once they were made."""
+@dataclass
+class _InPlace:
+    """An edited copy in the place of a parameter."""
+
+    target: _Target
+    before: nn.Parameter
+    copy: nn.Parameter
+    version: int
+
+    def take_away(self) -> bool:
+        """Puts back what was there; whether something else was done to the weights meanwhile."""
+        strange = bool(self.copy._version != self.version or self.copy.dtype != self.before.dtype)
+        for module, leaf in self.target.holders:
+            ours = module._parameters[leaf] is self.copy
+            module._parameters[leaf] = self.before if ours else _original(self.before)
+            strange |= not ours
+        return strange
+
+
+def _in_place(target: _Target, tensor: Tensor) -> _InPlace:
+    before = target.parameter
+    with torch.inference_mode(False):
+        copy = nn.Parameter(tensor, requires_grad=before.requires_grad)
+    setattr(copy, _ORIGINAL, target.original)
+    for module, leaf in target.holders:
+        module._parameters[leaf] = copy
+    return _InPlace(target, before, copy, copy._version)
+
+
+def _counts(layer: int, layers: Collection[int] | None) -> bool:
+    return layers is None or layer == OUTSIDE or layer in layers
+
+
+def _key(edit: WeightEdit, target: _Target) -> tuple[object, ...]:
+    """What a draw depends on: the same weights are drawn in a matrix whatever scope holds it."""
+    return edit.masks, edit.kind, edit.seed, edit.disjoint, target.name, target.region
+
+
+def refuse_nothing(rewriting: Rewriting, edits: Sequence[WeightEdit], layers: Collection[int] | None = None) -> None:
+    """Raises InterventionError where an edit would set no weight at all, in the blocks that run.
+
+    As many random weights are drawn as there are zero modes; with `disjoint` there may be fewer.
+    """
     for edit in edits:
-        if not rewriting.n_set(edit)[0]:
+        if not rewriting.reaches(edit, layers):
+            raise InterventionError(f"{edit.name} reaches only blocks that another edit leaves out")
+        zero_modes, others = rewriting.sizes(edit, layers)
+        if not (others if edit.kind in ("complement", "keep_only") else zero_modes):
             raise InterventionError(f"{edit.name}: these are no weights at all, so it would do nothing")
 
 
@@ -261,18 +375,3 @@ def structure_of(anatomy: Anatomy) -> Structure:
     shapes = {name: tuple(parameter.shape) for name, parameter in anatomy.model.named_parameters()}
     config = anatomy.config
     return Structure(shapes, lambda: Heads.of(config), config.model_type)
-
-
-def narrowed(weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """A weight in the narrowest type that holds it exactly: the one that it was stored in, before it was widened.
-
-    Exponents and means are those of the stored numbers, so that a lane and a checkpoint that `zero-modes apply` wrote
-    are the same model.
-    """
-    if weight.dtype != torch.float32:
-        return weight
-    for dtype in (torch.bfloat16, torch.float16):
-        narrow = weight.to(dtype)
-        if torch.equal(narrow.to(torch.float32), weight):
-            return narrow
-    return weight

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from lesion.anatomy import Anatomy, Loading, Model
-from lesion.checkpoints.masks import mask_file
+from lesion.checkpoints.masks import Masks, mask_file
 from lesion.engine import Bench, Here, Progress, SweepState, make_runner, on_demand, sweep, telling_document, verify
 from lesion.engine.executors import Job, Source, make_executor
-from lesion.errors import InterventionError
 from lesion.interventions import Intervention, in_eval_mode
 from lesion.results import RunFolder, digest, file_digest, versions
 
@@ -61,8 +60,6 @@ def run_sweep(
         store = folder.shard_store(_shard_key(bench, anatomy)) if folder else None
         with _off_its_gpu(model) if others else nullcontext():
             state = sweep(bench, store=store, progress=progress, executor=others or Here(runner))
-    if base and base.weights and not state.n_set.get(0, (1, 0))[0]:
-        raise InterventionError(f"{base.name}: these are no weights at all, so it would do nothing")
     return Swept(state, _weights(model, state, checking))
 
 
@@ -71,6 +68,8 @@ def masks_read(base: Intervention | None) -> dict[str, dict[str, str]]:
     paths = sorted({edit.masks for edit in base.weights}) if base else []
     if not paths:
         return {}
+    for path in paths:
+        Masks.load(path)  # says in one line what is wrong with it
     digests = {path: file_digest(mask_file(path)) for path in paths}
     return {"edits": {"sha256": digest(sorted(digests.values())), **digests}}
 
