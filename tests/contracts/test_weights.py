@@ -15,7 +15,8 @@ from lesion.checkpoints.edited import apply
 from lesion.checkpoints.masks import MaskWriter
 from lesion.engine import Skeleton, Walk, lay_out
 from lesion.errors import InterventionError, ModelError
-from lesion.interventions import Rewriting, drop, set_weights
+from lesion.interventions import Rewriting, combine, drop, set_weights
+from lesion.interventions.stored import apply_all
 from tests.contracts.test_families import documents, logits_of, outputs
 from tests.support import TINY, tiny_model
 
@@ -198,3 +199,117 @@ def test_masks_that_do_not_fit_and_edits_that_set_nothing(tmp_path: Path) -> Non
         pass
     with set_weights(path, "complement", "layer:2").on(model), drop(0).on(model):
         pass
+
+
+def llama_with_masks(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Path]:
+    """A stored LLaMA, loaded in float32, and masks."""
+    model = tiny_model("llama").to(dtype)
+    model.save_pretrained(folder / "model")
+    random_masks(folder / "masks.safetensors", shapes_of(folder / "model"))
+    return loaded(folder / "model", model), folder / "masks.safetensors"
+
+
+@torch.no_grad()
+def test_matched_weights_are_those_of_the_model_whatever_was_set_before(tmp_path: Path) -> None:
+    model, masks = llama_with_masks(tmp_path)
+    batch = documents("llama").batch([1, 2])
+    first = set_weights(masks, "complement", "layer:1/gate")
+    second = set_weights(masks, "random_matched", "layer:1", seed=0)
+    with combine([first, second]).on(model):
+        together = logits_of(model, batch)
+    with first.on(model), second.on(model):
+        nested = logits_of(model, batch)
+    with second.on(model), first.on(model):
+        other_way = logits_of(model, batch)
+    apply_all(tmp_path / "model", [*first.weights, *second.weights], tmp_path / "out")
+    assert torch.equal(together, nested)
+    assert torch.equal(together, other_way)
+    assert torch.equal(together, logits_of(loaded(tmp_path / "out", model), batch))
+    with second.on(model):
+        assert not torch.equal(together, logits_of(model, batch))
+
+
+@pytest.mark.parametrize(
+    ("stored", "held"),
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float16),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+    ],
+)
+@torch.no_grad()
+def test_draws_and_means_are_of_the_numbers_as_stored(stored: torch.dtype, held: torch.dtype, tmp_path: Path) -> None:
+    llama_with_masks(tmp_path, stored)
+    masks = tmp_path / "masks.safetensors"
+    model = type(tiny_model("llama")).from_pretrained(tmp_path / "model", dtype=held)
+    for kind, seed, value in (("random_matched", 3, "zero"), ("zero_modes", None, "mean")):
+        edit = set_weights(masks, kind, "layer:1", seed=seed, value=value)  # type: ignore[arg-type]
+        apply_all(tmp_path / "model", edit.weights, tmp_path / kind)
+        wanted = type(model).from_pretrained(tmp_path / kind, dtype=held).state_dict()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with edit.on(model):
+            inside = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        assert all(torch.equal(inside[name], wanted[name]) for name in wanted), kind
+        assert not all(torch.equal(inside[name], before[name]) for name in before)
+
+
+def test_gradients_taken_after_the_context_are_those_taken_in_it(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    model.save_pretrained(tmp_path / "model")
+    random_masks(tmp_path / "masks.safetensors", shapes_of(tmp_path / "model"))
+    edit = set_weights(tmp_path / "masks.safetensors", "zero_modes", include=("norm", "bias"))
+    start = torch.randn(1, 8, model.config.n_embd)
+
+    def gradient(*, outside: bool) -> Tensor:
+        given = start.clone().requires_grad_()
+        with edit.on(model):
+            loss = model(inputs_embeds=given).logits.square().mean()
+            if not outside:
+                loss.backward()
+        if outside:
+            loss.backward()
+        assert given.grad is not None
+        return given.grad
+
+    plain = start.clone().requires_grad_()
+    model(inputs_embeds=plain).logits.square().mean().backward()
+    assert plain.grad is not None
+    assert torch.equal(gradient(outside=True), gradient(outside=False))
+    assert not torch.allclose(gradient(outside=True), plain.grad, rtol=0.1)
+
+
+def test_what_is_done_to_edited_weights_is_an_error_and_the_model_stays_itself(tmp_path: Path) -> None:
+    model, masks = llama_with_masks(tmp_path)
+    before = bits(model)
+    edit, other = set_weights(masks, "zero_modes", "layer:1"), set_weights(masks, "complement", "layer:1")
+
+    def changed() -> None:
+        with edit.on(model), torch.no_grad():
+            next(model.model.layers[1].parameters()).mul_(2.0)
+
+    def crossed() -> None:
+        first, second = edit.on(model), other.on(model)
+        first.__enter__()
+        second.__enter__()
+        try:
+            first.__exit__(None, None, None)
+        finally:
+            second.__exit__(None, None, None)
+
+    for wrong in (changed, crossed):
+        with pytest.raises(InterventionError, match="own weights again"):
+            wrong()
+        assert all(torch.equal(before[name], tensor) for name, tensor in bits(model).items())
+    with edit.on(model), other.on(model):
+        pass
+
+
+def test_blocks_that_are_left_out_have_no_weights_to_set(tmp_path: Path) -> None:
+    model, masks = llama_with_masks(tmp_path)
+    both = combine([drop(1), set_weights(masks, "zero_modes", "layer:1")])
+    with pytest.raises(InterventionError, match="another edit leaves out"), both.on(model):
+        pass
+    rewriting = Rewriting(dissect(model), edits := combine([set_weights(masks, "zero_modes", "all")]).weights)
+    whole, some = rewriting.n_set(edits[0]), rewriting.n_set(edits[0], {0, 2})
+    assert 0 < some[0] < whole[0]

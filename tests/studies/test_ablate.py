@@ -23,6 +23,7 @@ from lesion.checkpoints.selection import select, tensor_seed
 from lesion.data import load_text
 from lesion.engine.runners import MemoryRunner
 from lesion.errors import InputError, InterventionError, ModelError
+from lesion.report import write_report
 from lesion.studies.zero_modes import ablate
 from tests.studies.pair import Pair, write_text
 from tests.support import TINY
@@ -260,6 +261,46 @@ def test_under_an_edit_everything_is_measured(pair: Pair) -> None:
     assert len(both.tables["zero_mode_ablation"]) == 2
 
 
+def test_blocks_that_an_edit_leaves_out_do_not_count(pair: Pair) -> None:
+    dropped = run(pair, seeds=[0], scopes=["all", "layer:1"], edits=["drop:1"])
+    table = dropped.tables["zero_mode_ablation"]
+    whole = run(pair, seeds=[0], scopes=["all"]).tables["zero_mode_ablation"]
+    of_all, of_one = table[table["scope"] == "all"].iloc[1:], table[table["scope"] == "layer:1"]
+    assert of_all["n_weights_set"].nunique() == 1  # controls are as many, here too
+    assert 0 < of_all["n_weights_set"].iloc[0] < whole["n_weights_set"].iloc[1]
+    assert (of_one["n_weights_set"] == 0).all()
+    assert any("no weights at all" in warning and "layer:1" in warning for warning in dropped.warnings)
+    for edit in (f"zero-modes:{pair.masks}@layer:1", f"random:{pair.masks}@layer:1#0"):
+        with pytest.raises(InterventionError, match="another edit leaves out"):
+            run(pair, edits=["drop:1", edit])
+        with pytest.raises(InterventionError, match="another edit leaves out"):
+            lesion.layers(pair.tuned, str(pair.text), edits=["drop:1", edit], reading=pair.reading)
+
+
+def test_rows_on_top_of_an_edit_of_the_same_matrices_are_pointed_out(pair: Pair, tmp_path: Path) -> None:
+    edit = f"zero-modes:{pair.masks}@layer:1"
+    asked = {"kinds": ["zero_modes", "random"], "seeds": [0], "edits": [edit]}
+    met = run(pair, scopes=["layer:1"], out=tmp_path / "run", **asked)
+    assert any("favour the controls" in warning for warning in met.warnings)
+    row = met.tables["zero_mode_ablation"].iloc[1]
+    assert 0 < row["n_weights_set"] < row["n_weights_in_scope"]
+    write_report(tmp_path / "run")
+    apart = run(pair, scopes=["layer:2"], **asked)
+    assert not any("favour the controls" in warning for warning in apart.warnings)
+
+
+def test_a_target_that_the_fingerprints_deny_is_pointed_out(pair: Pair) -> None:
+    outcome = run(pair, kinds=["none"], target="base")
+    assert outcome.tables["zero_mode_ablation"]["target"].iloc[0] == "base"
+    assert any("by its fingerprint" in warning and "tuned" in warning for warning in outcome.warnings)
+
+
+def test_masks_that_are_not_there_are_one_line(pair: Pair) -> None:
+    for edit, says in (("zero-modes:nowhere@all", "no masks at"), (f"zero-modes:{pair.masks};mean@all", "is no seed")):
+        with pytest.raises(lesion.LesionError, match=says):
+            lesion.layers(pair.tuned, str(pair.text), edits=[edit], reading=pair.reading, out=Path("never"))
+
+
 def test_layers_takes_the_same_edits(pair: Pair) -> None:
     edit = f"zero-modes:{pair.masks}@layer:0"
     table = lesion.layers(
@@ -337,7 +378,7 @@ def test_manifest(pair: Pair, tmp_path: Path) -> None:
     assert manifest["study"] == "zero-modes ablate"
     assert manifest["arguments"]["target"] == "tuned"
     assert manifest["masks"]["sha256"]
-    assert manifest["counts"]["n_lanes"] == 4
+    assert manifest["counts"]["n_lanes"] == 1 + 4 * 3
     assert set(outcome.tables) == {
         "zero_mode_ablation",
         "zero_mode_contrasts",

@@ -87,6 +87,7 @@ def apply(
     seed: int | None = None,
     disjoint: bool = False,
     include: Collection[str] = (),
+    drawn_from: Path | None = None,
 ) -> Applied:
     """Writes the checkpoint in `target` to `out`, with the selected weights set and every other bit as it is.
 
@@ -102,6 +103,7 @@ def apply(
         seed: of the random kinds, and only of them.
         disjoint: random weights that are no zero modes.
         include: `embed`, `unembed`, `norm`, `bias`: tensors beside the projections that count.
+        drawn_from: the checkpoint whose exponents `random_matched` matches, where `target` is an edited copy of it.
 
     Raises:
         InputError: `out` is not empty, lies in the target, or cannot be written; options that contradict each other.
@@ -121,7 +123,8 @@ def apply(
     parts = _parts(target, tensors, structure, masks, scope, include)
     left_out = _other_files(target, weights)[1]
     with _appearing(out) as folder:
-        counts, unmatched = _write_weights(folder, weights, parts, masks, edit)
+        originals = stored_tensors(weight_files(drawn_from, allow_pickle=False)) if drawn_from else {}
+        counts, unmatched = _write_weights(folder, weights, parts, masks, edit, originals)
         if states(weights) != before:
             raise ModelError(f"the weights in {target} were changed while they were read; {out} was not written")
         if not any(counts.values()):
@@ -290,7 +293,12 @@ def _sync(folder: Path) -> None:
 
 
 def _write_weights(
-    folder: Path, weights: Sequence[Path], parts: Mapping[str, _Part], masks: Masks, edit: _Edit
+    folder: Path,
+    weights: Sequence[Path],
+    parts: Mapping[str, _Part],
+    masks: Masks,
+    edit: _Edit,
+    originals: Mapping[str, StoredTensor],
 ) -> tuple[dict[str, int], str | None]:
     """Writes every file of weights, and returns the numbers of weights set and a line on those without a match."""
     counts: dict[str, int] = {}
@@ -305,7 +313,9 @@ def _write_weights(
                 owner = owners[tensor.name]
                 _copy(old, new, done, tensor.start)
                 weight = tensor[...]
-                chosen, missing = _chosen(parts[owner], weight, masks, edit)
+                is_drawn = edit.kind == "random_matched" and owner in originals
+                matched = originals[owner][...] if is_drawn else weight
+                chosen, missing = _chosen(parts[owner], matched, masks, edit)
                 counts[owner], short[owner] = _count(chosen), missing
                 new.write(_bytes(edited(weight, chosen, edit.value)).numpy().data)
                 done = tensor.start + tensor.size

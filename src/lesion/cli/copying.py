@@ -181,7 +181,7 @@ def _print(tables: dict[str, Any]) -> None:
             f"{row['task']}, {row['condition']}",
             number(100 * row["accuracy"], ".1f"),
             _range(row, "accuracy"),
-            _range(row, "accuracy_change") if row["condition"] != "none" else "",
+            _change(row) if row["condition"] != "none" else "",
             number(row["loss_nats"], ".3f"),
             number(100 * row["chance"], ".1f"),
         ]
@@ -198,6 +198,11 @@ def _print(tables: dict[str, Any]) -> None:
 def _range(row: dict[str, Any], name: str) -> str:
     low, high = number(100 * row[f"{name}_low"], ".1f"), number(100 * row[f"{name}_high"], ".1f")
     return f"{low} to {high}" if low else ""
+
+
+def _change(row: dict[str, Any]) -> str:
+    interval = _range(row, "accuracy_change")
+    return f"{number(100 * row['accuracy_change'], '+.1f')} ({interval})" if interval else ""
 
 
 def _print_heads(heads: Any) -> None:

@@ -42,7 +42,7 @@ def _halves(batches: Batches, reason: str) -> Batches:
     if len(halves) == len(batches):
         raise MemoryShortError(
             f"memory ran out with one document at a time ({reason}); "
-            "give a shorter --context, fewer --layers or --interventions, or --stream"
+            "give a shorter --context, fewer variants in one run (layers, interventions, scopes, kinds), or --stream"
         )
     return halves
 

@@ -11,8 +11,12 @@ from lesion.interventions.weights import WeightEdit
 
 
 def apply_all(target: Path, edits: Sequence[WeightEdit], out: Path) -> list[Applied]:
-    """Writes `target` with all edits to the folder `out`; errors are those of `lesion.checkpoints.edited.apply`."""
+    """Writes `target` with all edits to the folder `out`; errors are those of `lesion.checkpoints.edited.apply`.
+
+    Magnitude-matched weights match those of `target` itself, whatever was set before: as lanes and context managers do.
+    """
     refuse_out(target, out)
+    original = target
     done: list[Applied] = []
     with contextlib.ExitStack() as stack:
         for number, edit in enumerate(edits, start=1):
@@ -33,6 +37,7 @@ def apply_all(target: Path, edits: Sequence[WeightEdit], out: Path) -> list[Appl
                     seed=edit.seed,
                     disjoint=edit.disjoint,
                     include=edit.include,
+                    drawn_from=original if target != original else None,
                 )
             )
             target = here

@@ -97,6 +97,10 @@ def parse_weights(text: str) -> WeightEdit:
     scope = "all"
     if "@" in rest and not Path(rest).exists():
         rest, _, scope = rest.rpartition("@")
+    if (found := re.search(r"[;#][^/;#]*$", rest)) and not Path(rest).exists():
+        raise InterventionError(
+            f"{text!r}: {found[0]!r} is no seed (#0), nor one of the options ;mean, ;disjoint and ;include=norm,bias"
+        )
     if not rest:
         raise InterventionError(f"{text!r} names no masks; write for example {written}:runs/diff@layer:3")
     included = [option.removeprefix("include=") for option in options if option.startswith("include=")]

@@ -1,5 +1,6 @@
 """`lesion zero-modes ablate`: the model without its zero modes, beside controls."""
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -160,8 +161,8 @@ def _print_losses(table: Any) -> None:
     for row in cast("list[dict[str, Any]]", table.head(LONGEST).to_dict("records")):
         share = 100 * row["n_weights_set"] / row["n_weights_in_scope"] if row["n_weights_in_scope"] else 0.0
         seed = "" if row["kind"] not in ("random", "random_matched") else str(row["seed"])
-        loss = f"{row['loss_nats']:.4f} {plus_minus()} {row['loss_sem']:.4f}"
-        change = f"{row['loss_change_nats']:+.4f} {plus_minus()} {row['loss_change_nats_sem']:.4f}"
+        loss = _with_error(row["loss_nats"], row["loss_sem"], ".4f")
+        change = _with_error(row["loss_change_nats"], row["loss_change_nats_sem"], "+.4f")
         rows.append([row["scope"], row["kind"], seed, f"{share:.2f}", loss, change if row["kind"] != "none" else ""])
     target = table["target"].iloc[0]
     print_grid(
@@ -171,6 +172,11 @@ def _print_losses(table: Any) -> None:
     )
     if len(table) > LONGEST:
         typer.echo(f"… and {len(table) - LONGEST} rows more in the table")
+
+
+def _with_error(value: float, error: float, form: str) -> str:
+    """A number and its standard error, which one document does not give."""
+    return f"{value:{form}} {plus_minus()} {error:.4f}" if math.isfinite(error) else f"{value:{form}}"
 
 
 def _print_contrasts(table: Any) -> None:
@@ -183,7 +189,7 @@ def _print_contrasts(table: Any) -> None:
             row["control"],
             str(row["n_seeds"]),
             f"{row['difference_nats']:+.4f}",
-            f"{row['low_nats']:+.4f} to {row['high_nats']:+.4f}",
+            f"{row['low_nats']:+.4f} to {row['high_nats']:+.4f}" if math.isfinite(row["low_nats"]) else "",
         ]
         for row in cast("list[dict[str, Any]]", pooled.head(LONGEST).to_dict("records"))
     ]

@@ -11,6 +11,7 @@ from lesion.checkpoints.scopes import expand_scopes
 from lesion.checkpoints.selection import KINDS, RANDOM, Kind
 from lesion.errors import InputError, InterventionError
 from lesion.interventions import Intervention, Rewriting, WeightEdit, combine, parse, set_weights, structure_of
+from lesion.interventions.rewriting import refuse_nothing
 from lesion.results import file_digest
 
 NONE = "none"
@@ -105,19 +106,21 @@ def without_empty(anatomy: Anatomy, conditions: Sequence[Condition], n_edits: in
     rewriting, kept, lines = Rewriting(anatomy, edits), [], []
     for number, condition in enumerate(conditions):
         own = condition.intervention.weights if condition.intervention else ()
-        empty = [edit for edit in own if not _n_set(rewriting, edit)]
+        order = condition.intervention.order(anatomy.n_layers) if condition.intervention else ()
+        running = frozenset(layer for layer in order if layer is not None)
+        empty = [edit for edit in own if not _n_set(rewriting, edit, running)]
         if empty and number <= n_edits:
-            raise InterventionError(f"{empty[0].name}: these are no weights at all, so it would do nothing")
+            refuse_nothing(rewriting, empty, running)
         if empty:
-            lines.append(f"{condition.name}: there are no such weights; it was left out")
+            lines.append(f"{condition.name}: there are no such weights in blocks that run; it was left out")
         else:
             kept.append(condition)
     return kept, lines
 
 
-def _n_set(rewriting: Rewriting, edit: WeightEdit) -> int:
-    """Weights that an edit sets; random ones are as many as there are zero modes."""
-    zero_modes, others = rewriting.sizes(edit)
+def _n_set(rewriting: Rewriting, edit: WeightEdit, running: frozenset[int]) -> int:
+    """Weights that an edit sets in blocks that run; random ones are as many as there are zero modes."""
+    zero_modes, others = rewriting.sizes(edit, running)
     return others if edit.kind in ("complement", "keep_only") else zero_modes
 
 

@@ -1,7 +1,7 @@
 """What becomes of a model without its zero modes, beside random and magnitude-matched weights (paper `zero-modes`)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -37,7 +37,7 @@ def ablate(
     data: "str | Sequence[str] | TextData | ImageData" = "stdlib",
     *,
     kinds: Sequence[str] = DEFAULT_KINDS,
-    scopes: Sequence[str] = ("all",),
+    scopes: Sequence[str] = ("all", "layers"),
     seeds: Sequence[int] = (0, 1, 2),
     value: Value = "zero",
     disjoint: bool = False,
@@ -101,7 +101,7 @@ def ablate(
     documents = open_data(data, opened, reading, seed=seed)
     bench = bench_of(opened, documents, rows, base, batch_size)
     role, notes = _role(opened, sets, target, loading)
-    notes = [*notes, *_shared(asked, opened.anatomy), *left_out(documents)]
+    notes = [*notes, *_shared(asked, opened.anatomy), *_on_top(bench, base), *left_out(documents)]
     sweeping: dict[str, Any] = {"base": base, "loading": loading, "executor": executor, "progress": progress}
 
     def outcome_of(swept: Swept, path: Path | None) -> Outcome:
@@ -156,13 +156,13 @@ class _Asked:
     def check(self) -> None:
         """Raises InputError where something is unknown, twice, or would do nothing."""
         if unknown := [kind for kind in self.kinds if kind not in (NONE, *KINDS)]:
-            raise InputError(f"--kinds {unknown[0]!r} is not known; there are {', '.join((NONE, *KINDS))}")
+            raise InputError(f"--kinds {unknown[0]!r} is not known; give one or more of {', '.join((NONE, *KINDS))}")
         if not self.kinds or len(set(self.kinds)) != len(self.kinds):
             raise InputError(f"--kinds {','.join(self.kinds)!r}: give one or more, each once")
         if not self.scopes:
             raise InputError("--scopes names nothing; give for example all or layers")
         drawn = set(self.kinds) & set(RANDOM)
-        if drawn and (not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0):
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise InputError("--seeds: give whole numbers from 0 on, each once; random weights are drawn once for each")
         if self.disjoint and not drawn:
             raise InputError("--disjoint is for random and random_matched, which --kinds does not name")
@@ -227,20 +227,39 @@ def _role(model: Model, masks: Masks, target: Target, loading: Loading) -> tuple
         notes.append(f"the masks are of weights that were rounded to {known['cast']} first; the files have others")
     if "derived" in known:
         notes.append(f"the masks are not a pair's zero modes but {known['derived']}")
+    found = _found_role(model, known, loading)
     if target != "auto":
+        if found in ("tuned", "base") and target != found:
+            notes.append(f"--target {target}: by its fingerprint {model.name} is the masks' {found} checkpoint")
         return target, notes
+    if found == "in memory":
+        notes.append("the model is in memory, so that nobody can tell whether the masks are its own: target is other")
+    elif found == "other":
+        notes.append(f"{model.name} is neither checkpoint of the masks: target is other")
+    return (found if found in ("tuned", "base") else "other"), notes
+
+
+def _found_role(model: Model, known: Mapping[str, str], loading: Loading) -> str:
+    """What the fingerprints say: `tuned`, `base`, `other`, or `in memory` where there are none."""
     folder = getattr(model.anatomy.model, "name_or_path", None)
     if model.stored_fingerprint is None or not folder or not Path(folder).is_dir():
-        notes.append("the model is in memory, so that nobody can tell whether the masks are its own: target is other")
-        return "other", notes
+        return "in memory"
     found = {
         open_checkpoint(folder, allow_pickle=loading.allow_pickle, verify=whole).fingerprint
         for whole in {known.get(side, "").startswith("whole:") for side in ("tuned", "base")}
     }
-    for side in ("tuned", "base"):
-        if known.get(side) in found:
-            return side, notes
-    return "other", [*notes, f"{model.name} is neither checkpoint of the masks: target is other"]
+    return next((side for side in ("tuned", "base") if known.get(side) in found), "other")
+
+
+def _on_top(bench: Bench, base: Intervention | None) -> list[str]:
+    """One line on rows that set weights of matrices in which `--edit` has set some already."""
+    met = frozenset().union(*(bench.overlapping(index) for index in range(len(bench.lanes))))
+    if base is None or not met:
+        return []
+    return [
+        f"--edit {base.name} sets weights of {len(met)} matrices in the scopes: what it has set already is set again "
+        "there by zero modes, while random weights come on top, so that differences to them favour the controls"
+    ]
 
 
 def _shared(asked: _Asked, anatomy: Anatomy) -> list[str]:

@@ -155,7 +155,8 @@ def compact(run: Ablation) -> pd.DataFrame:
     table = pd.DataFrame({"scope": [short(scope) for scope in scopes]})
     first = next((kind for kind in run.kinds if kind in COUNTED), None)
     if first:
-        table["% of weights"] = [100 * loss.n_set / loss.n_in_scope for loss in (run.loss(first, s) for s in scopes)]
+        losses_first = [run.loss(first, scope) for scope in scopes]
+        table["% of weights"] = [100 * one.n_set / one.n_in_scope if one.n_in_scope else 0.0 for one in losses_first]
     table["as it is"], table["as it is_sem"] = run.clean_loss
     for kind in run.kinds:
         losses, label = [run.loss(kind, scope) for scope in scopes], KINDS[kind].label
