@@ -53,7 +53,7 @@ def test_tables_on_the_terminal(models: Path) -> None:
     assert line_of(said, "tokens, drop-attn:1")[0] == "0.0"
     change = rows.loc["drop-attn:1"]
     low, high = (f"{100 * change[f'accuracy_change_{end}']:.1f}" for end in ("low", "high"))
-    assert line_of(said, "tokens, drop-attn:1")[4:7] == [low, "to", high]
+    assert line_of(said, "tokens, drop-attn:1")[4:8] == ["-100.0", f"({low}", "to", f"{high})"]
     assert "induction heads (1 of 4 heads)" in said
     assert line_of(said, "1:1")[0] == "1.000"
     assert said.endswith("tables and maps: run\nreport: run/report.html\n")

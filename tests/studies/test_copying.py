@@ -344,7 +344,9 @@ def test_zero_modes_of_a_head(pair: tuple[Path, Path]) -> None:
         *("zero_modes@layer:1", "random@layer:1#0", "random@layer:1#1", "keep_only@layer:1"),
     ]
     empty = ("keep_only@head:1:1", "zero_modes@head:1:0", "random@head:1:0#0", "random@head:1:0#1")
-    assert outcome.warnings[:4] == [f"{name}: there are no such weights; it was left out" for name in empty]
+    assert outcome.warnings[:4] == [
+        f"{name}: there are no such weights in blocks that run; it was left out" for name in empty
+    ]
     assert rows.loc["zero_modes@head:1:1", "accuracy"] == 0.0
     assert rows.loc["zero_modes@layer:1", "accuracy"] == 0.0
     assert rows.loc["keep_only@head:1:0", "accuracy"] == 1.0  # the decoy
