@@ -1,6 +1,7 @@
 """What the zoo's cards say of its models, measured again."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_each_has_a_card_and_says_how_it_was_made(name: str) -> None:
     assert f"{n_parameters:,}" in text
 
 
-def test_the_pair_has_zero_modes_as_its_card_says(tmp_path) -> None:
+def test_the_pair_has_zero_modes_as_its_card_says(tmp_path: Path) -> None:
     outcome = lesion.zero_modes.diff("zoo:bytes-4l", "zoo:bytes-4l-python", look=["none"], out=tmp_path / "pair")
     table = outcome.tables["zero_modes"]
     projections = table[[place(name).is_projection for name in table["tensor"]]]
@@ -81,3 +82,37 @@ def test_the_digits_are_read() -> None:
     assert table["n_documents"].iloc[0] == 360
     assert table["top1_clean"].iloc[0] > 0.95
     assert f"{100 * table['top1_clean'].iloc[0]:.1f} ±" in card("vit-digits")
+
+
+@torch.inference_mode()
+def test_the_relu_model_has_dead_neurons_and_neurons_of_few_tokens() -> None:
+    """On text that it has not seen, counted by hand; detectors as in spec `neurons`, section 4.2."""
+    loaded = lesion.load("zoo:relu-4l")
+    text = lesion.load_text("stdlib", loaded.tokenizer, context=256, tokens=20_000)
+    firing: list[list[torch.Tensor]] = [[] for _ in range(4)]
+    ids = []
+    for layer, block in enumerate(loaded.anatomy.blocks):
+        block.get_submodule("fc2").register_forward_pre_hook(
+            lambda module, given, layer=layer: firing[layer].append(given[0].flatten(0, -2) > 0)
+        )
+    for index in range(len(text.lengths)):
+        batch = text.batch([index])
+        loaded.anatomy.model(**batch.model_inputs())
+        ids.append(batch.ids.flatten())
+    tokens = torch.cat(ids)
+    occurrences = torch.bincount(tokens, minlength=512).float()
+    n_dead, n_few, n_detectors = 0, 0, 0
+    for layer in range(4):
+        active = torch.cat(firing[layer]).float()
+        by_token = torch.zeros(512, 2048).index_add_(0, tokens, active)
+        total = by_token.sum(0)
+        living = total > 0
+        needed = (by_token.sort(0, descending=True).values.cumsum(0) < 0.95 * total).sum(0) + 1
+        detected = (by_token >= 0.95 * occurrences[:, None]) & (occurrences[:, None] > 0)
+        share = (by_token * detected).sum(0) / total.clamp_min(1)
+        n_dead += int((~living).sum())
+        n_few += int((living & (needed <= 5)).sum())
+        n_detectors += int((living & (needed <= 5) & (share >= 0.95)).sum())
+    assert n_dead > 1000
+    assert n_few > 1000
+    assert n_detectors >= 5

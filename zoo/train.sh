@@ -31,8 +31,8 @@ done
 
 # relu-4l: ReLU, learned positions
 lesion train pretrain --config opt-tiny --data code=corpora/code.jsonl --data prose=corpora/prose.jsonl \
-    --tokens 12000000 --batch-size 8 --lr 2e-3 --warmup 100 --weight-decay 0.1 --compute bfloat16 --log-every 20 \
-    --store bf16 --store-every 1000 --evaluate-every 1000 --out relu
+    --tokens 6000000 --batch-size 8 --lr 4e-3 --warmup 100 --weight-decay 0.3 --compute bfloat16 --log-every 20 \
+    --store bf16 --store-every 500 --evaluate-every 500 --out relu
 
 # vit-digits
 lesion train pretrain --config vit-digits --data digit-pictures --epochs 10 --batch-size 64 --lr 1e-3 --warmup 100 \
