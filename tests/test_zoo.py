@@ -34,7 +34,7 @@ def test_sizes() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_has_a_card_and_says_how_it_was_made(name: str) -> None:
     text = card(name)
-    for line in ("data", "training", "cost"):
+    for line in ("data", "training", "cost", "licence"):
         assert f"| {line} |" in text, line
     assert "| loss |" in text or "| accuracy |" in text
     made = json.loads((zoo_folder() / name / "training.json").read_text())
