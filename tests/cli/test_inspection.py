@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from lesion.anatomy import known_families
+from lesion.anatomy import known_families, zoo_models
 from lesion.cli import app
 from lesion.cli.console import TABLE_WIDTH
 from lesion.engine.checks import CHECKS
@@ -133,7 +133,8 @@ def test_models() -> None:
 def test_models_as_json() -> None:
     found = json.loads(run("models", "--json").stdout)
     assert {entry["model_type"] for entry in found["families"]} == set(known_families())
-    assert found["zoo"][0]["name"] == "zoo:python-8l"
+    assert [entry["name"] for entry in found["zoo"]] == [f"zoo:{name}" for name in zoo_models()]
+    assert {"zoo:python-8l", "zoo:bytes-4l"} <= {entry["name"] for entry in found["zoo"]}
     assert "gemma3" in found["refused"]
 
 
