@@ -115,11 +115,6 @@ class Rewriting:
         for edit in dict.fromkeys(edits):
             self._bound[edit] = self._bind(edit, opened[edit.masks])
 
-    def notes(self, edit: WeightEdit) -> list[str]:
-        """What is to be said about an edit in this model: heads that share what is set, weights without a match."""
-        note = edit.parsed_scope.note(self._structure)
-        return [note] if note else []
-
     def n_set(self, edit: WeightEdit, layers: Collection[int] | None = None) -> tuple[int, int]:
         """Weights that an edit sets, and how many of them are zero modes; of random ones once its blocks were here.
 
@@ -141,6 +136,11 @@ class Rewriting:
             if layer not in bound.sizes:
                 bound.sizes[layer] = self._sizes(bound, layer)
         return sum(bound.sizes[layer][0] for layer in counted), sum(bound.sizes[layer][1] for layer in counted)
+
+    def n_wanted(self, edit: WeightEdit, layers: Collection[int] | None = None) -> int:
+        """Weights that an edit is to set, from the masks alone; of matched ones with `disjoint` fewer may be found."""
+        zero_modes, others = self.sizes(edit, layers)
+        return others if edit.kind in ("complement", "keep_only") else zero_modes
 
     def reaches(self, edit: WeightEdit, layers: Collection[int] | None = None) -> frozenset[str]:
         """Names of the parameters in the scope of an edit."""
@@ -168,9 +168,11 @@ class Rewriting:
         The parameters' own tensors come back as they were, to the bit, also after an exception.
         """
         made = self._made(tuple(edits), layer)
-        copies = [_in_place(target, tensor) for target, tensor in made]
+        copies: list[_InPlace] = []
         strange = False
         try:
+            for target, tensor in made:
+                copies.append(_in_place(target, tensor))
             yield
         finally:
             for copy in copies:
@@ -358,15 +360,11 @@ def _key(edit: WeightEdit, target: _Target) -> tuple[object, ...]:
 
 
 def refuse_nothing(rewriting: Rewriting, edits: Sequence[WeightEdit], layers: Collection[int] | None = None) -> None:
-    """Raises InterventionError where an edit would set no weight at all, in the blocks that run.
-
-    As many random weights are drawn as there are zero modes; with `disjoint` there may be fewer.
-    """
+    """Raises InterventionError where an edit would set no weight at all, in the blocks that run."""
     for edit in edits:
         if not rewriting.reaches(edit, layers):
             raise InterventionError(f"{edit.name} reaches only blocks that another edit leaves out")
-        zero_modes, others = rewriting.sizes(edit, layers)
-        if not (others if edit.kind in ("complement", "keep_only") else zero_modes):
+        if not rewriting.n_wanted(edit, layers):
             raise InterventionError(f"{edit.name}: these are no weights at all, so it would do nothing")
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lesion.anatomy import Anatomy
-from lesion.checkpoints.masks import FILE
+from lesion.checkpoints.masks import mask_file
 from lesion.checkpoints.scopes import expand_scopes
 from lesion.checkpoints.selection import KINDS, RANDOM, Kind
 from lesion.errors import InputError, InterventionError
-from lesion.interventions import Intervention, Rewriting, WeightEdit, combine, parse, set_weights, structure_of
+from lesion.interventions import Intervention, Rewriting, combine, parse, set_weights, structure_of
 from lesion.interventions.rewriting import refuse_nothing
 from lesion.results import file_digest
 
@@ -108,7 +108,7 @@ def without_empty(anatomy: Anatomy, conditions: Sequence[Condition], n_edits: in
         own = condition.intervention.weights if condition.intervention else ()
         order = condition.intervention.order(anatomy.n_layers) if condition.intervention else ()
         running = frozenset(layer for layer in order if layer is not None)
-        empty = [edit for edit in own if not _n_set(rewriting, edit, running)]
+        empty = [edit for edit in own if not rewriting.n_wanted(edit, running)]
         if empty and number <= n_edits:
             refuse_nothing(rewriting, empty, running)
         if empty:
@@ -116,12 +116,6 @@ def without_empty(anatomy: Anatomy, conditions: Sequence[Condition], n_edits: in
         else:
             kept.append(condition)
     return kept, lines
-
-
-def _n_set(rewriting: Rewriting, edit: WeightEdit, running: frozenset[int]) -> int:
-    """Weights that an edit sets in blocks that run; random ones are as many as there are zero modes."""
-    zero_modes, others = rewriting.sizes(edit, running)
-    return others if edit.kind in ("complement", "keep_only") else zero_modes
 
 
 def masks_digest(interventions: Sequence[Intervention], sets: Sets | None) -> dict[str, dict[str, str]]:
@@ -134,7 +128,7 @@ def masks_digest(interventions: Sequence[Intervention], sets: Sets | None) -> di
     paths += [os.path.abspath(Path(sets.masks).expanduser())] if sets else []  # noqa: PTH100  (a link stays one)
     found = {}
     for number, path in enumerate(dict.fromkeys(paths)):
-        file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        file = mask_file(path)
         if not file.is_file():
             raise InputError(
                 f"there are no masks at {path}: give a run folder of `zero-modes diff`, or a file of masks"

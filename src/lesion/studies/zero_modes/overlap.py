@@ -12,7 +12,7 @@ import pandas as pd
 from lesion.anatomy.files import states
 from lesion.anatomy.wording import some
 from lesion.checkpoints import overlap as counting
-from lesion.checkpoints.masks import FILE, Masks
+from lesion.checkpoints.masks import FILE, Masks, mask_file
 from lesion.checkpoints.opened import Checkpoint, open_checkpoint
 from lesion.errors import InputError, LesionError, ModelError
 from lesion.results import RunView, file_digest, run_name
@@ -165,7 +165,7 @@ def _opened(texts: Sequence[str | Path]) -> list[_Given]:
     found = []
     for path, given in zip(paths, names, strict=True):
         masks = Masks.load(path)
-        file = path / FILE if path.is_dir() else path
+        file = mask_file(path)
         is_of_run = file.parent.name == FILE.parent.name and (file.parents[1] / "run.json").is_file()
         found.append(_Given(given or "", file, file.parents[1] if is_of_run else None, masks))
     for (path, one), (other_path, other) in combinations(zip(paths, found, strict=True), 2):
